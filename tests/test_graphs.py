@@ -254,8 +254,8 @@ def test_int8(loaded: Loaded) -> None:
     [
         ("bert", {"model_type": "mamba"}, "mamba"),
         ("bert", {"model_type": None}, "architecture"),
-        ("bert", {"hidden_act": "silu"}, "silu"),
-        ("distilbert", {"activation": "silu"}, "silu"),
+        ("bert", {"hidden_act": "mish"}, "mish"),
+        ("distilbert", {"activation": "mish"}, "mish"),
         ("bert", {"position_embedding_type": "relative_key"}, "relative_key"),
         ("bert", {"is_decoder": True}, "decoder"),
         ("bert", {"num_hidden_layers": 3}, "encoder.layer.2."),

@@ -6,6 +6,7 @@ Shapes: B inputs, T tokens of all inputs together, H hidden size, D dimensions o
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,28 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
+Results = Floats | Sequence[Floats]
+"""One for each input: rows of one array, or arrays of any shape."""
+
 Input = str | Sequence[int]
 """One text, or the token ids of one text as the model's own tokenizer gives them, special tokens included."""
+
+
+Pooling = Literal["mean", "cls", "last_token"]
+Kind = Literal["embed", "rerank", "classify", "sparse", "multi_vector"]
+"""What a model gives: a vector for an input; a score for a pair; scores for labels; weights of words; a vector for
+each token."""
+
+Side = Literal["left", "right"]
+"""Where an over-long input is cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two texts that a cross-encoder reads together."""
+
+    query: str
+    document: str
 
 
 class Priority(StrEnum):
@@ -32,19 +53,54 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedRequest:
-    """Inputs to turn into vectors, and how."""
+class ModelRequest:
+    """What every request to a model may say."""
 
-    inputs: Sequence[Input]
     model: str | None = None
     """An id or alias; None means the server's first model."""
-    dimensions: int | None = None
-    """Matryoshka cut; None keeps them all."""
     truncate: bool | None = None
     """Cut an over-long input instead of refusing it; None leaves it to the configuration."""
+    truncate_side: Side = "right"
+    """The end that is cut; of a pair, the document is cut and the query kept."""
     priority: Priority = Priority.INTERACTIVE
     timeout_seconds: float | None = None
     """The caller's patience; the configured limit still holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedRequest(ModelRequest):
+    """Inputs to turn into vectors, and how."""
+
+    inputs: Sequence[Input]
+    dimensions: int | None = None
+    """Matryoshka cut; None keeps them all."""
+    prompt: str | None = None
+    """Put before each text, as it is."""
+    prompt_name: str | None = None
+    """One of the model's own prompts, by name; one that it does not have is refused."""
+    task: str | None = None
+    """What the inputs are for (query, document, …): the prompt of that name, where the model has one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerankRequest(ModelRequest):
+    """Documents to put in the order of their relevance to a query."""
+
+    query: str
+    documents: Sequence[str]
+    top_n: int | None = None
+    """How many of the best to return; None means all."""
+    raw_scores: bool = False
+    """Return a cross-encoder's logits instead of values from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifyRequest(ModelRequest):
+    """Texts or pairs to give a score for each of the model's labels."""
+
+    inputs: Sequence[str | Pair]
+    raw_scores: bool = False
+    """Return logits instead of probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +113,74 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What one request was worth."""
+
+    num_tokens: int = 0
+    """Tokens that the model read, special tokens included."""
+    truncated: tuple[int, ...] = ()
+    """The inputs that were cut, by their index."""
+    timings: Timings = field(default_factory=Timings)
+
+
+@dataclass(frozen=True, slots=True)
 class Embeddings:
     """One vector per input, in the order of the inputs."""
 
     model: str
     vectors: Floats  # (B, D), unit length where the model normalises
-    num_tokens: int
-    timings: Timings = field(default_factory=Timings)
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEmbeddings:
+    """One vector per token of each input, special tokens included, in the order of the inputs."""
+
+    model: str
+    vectors: Sequence[Floats]  # B × (T, D)
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class SparseVector:
+    """The entries of a vector that are not zero, by rising index."""
+
+    indices: Ints  # (N,) ids of the model's vocabulary
+    values: Floats  # (N,)
+
+
+@dataclass(frozen=True, slots=True)
+class SparseEmbeddings:
+    """One sparse vector per input, in the order of the inputs."""
+
+    model: str
+    vectors: Sequence[SparseVector]
+    usage: Usage = field(default_factory=Usage)
+
+
+ScoredBy = Literal["cross-encoder", "cosine", "maxsim"]
+"""How a score came about: by a model that reads both texts, or from their vectors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Documents by relevance, the best first; equals keep their order."""
+
+    model: str
+    scored_by: ScoredBy
+    order: Ints  # (N,) indices of the documents
+    scores: Floats  # (N,) of the documents in that order
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """A score per label for each input, in the order of the inputs."""
+
+    model: str
+    labels: tuple[str, ...]
+    scores: Floats  # (B, L)
+    usage: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +189,10 @@ class Encoding:
 
     ids: Ints  # (T,)
     type_ids: Ints | None = None  # (T,); None means all zeros: everything but a pair
+    truncated: bool = False
+    """It was longer, and was cut."""
+    per_token: bool = False
+    """A vector for each of its tokens is wanted instead of one for all."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -102,18 +223,35 @@ class ModelState(StrEnum):
     FAILED = "failed"
 
 
+@dataclass(frozen=True, slots=True)
+class FileProgress:
+    """How far the download of one file has come."""
+
+    file: str
+    done_bytes: int
+    total_bytes: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatus:
     """What the server can say about one model."""
 
     id: str
     state: ModelState
+    kind: str = "embed"
     aliases: tuple[str, ...] = ()
     created: int = 0
     """Unix seconds of when it was loaded (0: not yet)."""
     dimensions: int = 0
     max_tokens: int = 0
+    prompts: tuple[str, ...] = ()
+    """Names of the prompts that it knows."""
+    labels: tuple[str, ...] = ()
+    backend: str = ""
     dtype: str = ""
+    num_bytes: int = 0
+    """Size of its weights."""
+    downloads: tuple[FileProgress, ...] = ()
     batch_invariant: bool = False
     """The warm-up found each vector bit-identical alone and packed on this machine."""
     error: str = ""

@@ -107,7 +107,7 @@ async def create_embeddings(service: Service, call: Call) -> Reply:
     return Reply(
         200,
         await render_embeddings(embeddings, as_base64=body.encoding_format == "base64"),
-        headers={"openai-processing-ms": str(round(embeddings.timings.total * 1000))},
+        headers={"openai-processing-ms": str(round(embeddings.usage.timings.total * 1000))},
     )
 
 
@@ -147,7 +147,7 @@ async def render_embeddings(embeddings: Embeddings, *, as_base64: bool) -> bytes
         parts.append(orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
         if start + VECTORS_PER_PART < len(embeddings.vectors):
             await asyncio.sleep(0)
-    usage = orjson.dumps({"prompt_tokens": embeddings.num_tokens, "total_tokens": embeddings.num_tokens})
+    usage = orjson.dumps({"prompt_tokens": embeddings.usage.num_tokens, "total_tokens": embeddings.usage.num_tokens})
     model = orjson.dumps(embeddings.model)
     return b'{"object":"list","data":[%b],"model":%b,"usage":%b}' % (b",".join(parts), model, usage)
 

@@ -1,6 +1,6 @@
 """The whole contract between the engine and a runtime: read this and you know what a backend is.
 
-Add one: a file beside this with `load(…) -> Backend`, and the conformance tests run on it.
+Add one: a file beside this with `load(files, spec, *, dtype, lanes) -> Backend`, and the conformance tests run on it.
 """
 
 from typing import Protocol
@@ -11,17 +11,27 @@ from quiver.types import Floats, PackedBatch
 class Backend(Protocol):
     """One model on one runtime."""
 
+    name: str
+    """What runs it, for people: `onnx`, `onnx file`, `torch cuda` …"""
     lanes: int
     """Forward passes at a time that pay."""
     batch_tokens: int
     """Tokens that fill one forward pass."""
     padded: bool
     """It pads inside itself, so that a batch costs its count times its longest input."""
+    exact: bool
+    """The last bit matters: where an input's company shows in it, the engine runs each input alone. A GPU says False:
+    there, batches are worth more."""
+    pooled: bool
+    """A forward pass returns a row for each input, (B, ·), instead of one for each token, (T, ·)."""
     vocab_size: int
     max_positions: int
 
     def forward(self, batch: PackedBatch) -> Floats:
-        """Return the hidden states of every token, (T, H) float32; blocks, and may be called by `lanes` threads at once."""
+        """Return float32 hidden states (T, H), or of a head (T, D), or (B, D) vectors or logits where it is `pooled`.
+
+        Blocks, and may be called by `lanes` threads at once.
+        """
         ...
 
     def close(self) -> None:

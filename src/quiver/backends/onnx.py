@@ -7,9 +7,9 @@ finds itself alone spreads over all cores (the wide session): that halves the la
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import onnxruntime as ort
@@ -19,7 +19,9 @@ from quiver.config import Dtype
 from quiver.errors import LoadError
 from quiver.graphs import compile_graph
 from quiver.graphs.builder import CompiledGraph
+from quiver.graphs.heads import Dense, DenseActivation, Head
 from quiver.graphs.rows import lay_rows
+from quiver.models.catalogue import ModelSpec
 from quiver.models.files import ModelFiles
 from quiver.models.weights import Weights
 from quiver.types import Floats, PackedBatch
@@ -31,14 +33,37 @@ MAX_BYTES_FOR_TWO = 512 << 20
 """Each session packs the weights for itself; a model that is larger than this has the wide one alone."""
 
 
+def _averages(batch: PackedBatch) -> Floats:
+    """(B, T): a row for each input, that makes the mean of its tokens."""
+    owners = np.repeat(np.arange(len(batch.lengths)), batch.lengths)  # (T,)
+    shares = (1 / batch.lengths).astype(np.float32)  # (B,)
+    rows = np.equal(np.arange(len(batch.lengths))[:, None], owners)
+    averages: Floats = np.where(rows, shares[:, None], np.float32(0))
+    return averages
+
+
+_GIVEN: Mapping[str, Callable[[PackedBatch], NDArray[Any]]] = {
+    "ids": lambda batch: batch.ids,
+    "positions": lambda batch: batch.positions,
+    "type_ids": lambda batch: batch.type_ids,
+    "firsts": lambda batch: batch.cu_seqlens[:-1],
+    "lasts": lambda batch: batch.cu_seqlens[1:] - 1,
+    "averages": _averages,
+}
+"""What a graph may ask of a batch, by the name of its input."""
+
+
 class OnnxBackend:
     """A compiled graph in ONNX Runtime sessions on the CPU."""
 
+    name = "onnx"
     padded = False
+    exact = True
     batch_tokens = BATCH_TOKENS
 
     def __init__(self, graph: CompiledGraph, *, lanes: int) -> None:
         self.lanes = lanes
+        self.pooled = graph.pooled
         self.vocab_size = graph.vocab_size
         self.max_positions = graph.max_positions
         self._inputs = graph.inputs
@@ -49,19 +74,14 @@ class OnnxBackend:
         self._lock = threading.Lock()
 
     def forward(self, batch: PackedBatch) -> Floats:
-        """Return hidden states, (T, H)."""
-        rows = lay_rows(batch.lengths)
-        given = {
-            "ids": batch.ids,
-            "positions": batch.positions,
-            "type_ids": batch.type_ids,
-            "cells": rows.cells,
-            "segments": rows.segments,
-            "places": rows.places,
-        }
+        """Return the graph's result: (T, ·), or (B, ·) where it is pooled."""
+        given = {name: _GIVEN[name](batch) for name in self._inputs if name in _GIVEN}
+        if "cells" in self._inputs:
+            rows = lay_rows(batch.lengths)
+            given |= {"cells": rows.cells, "segments": rows.segments, "places": rows.places}
         with self._free_session() as session:
-            hidden: Floats = session.run(["hidden"], {name: given[name] for name in self._inputs})[0]
-        return hidden
+            result: Floats = session.run(["result"], {name: given[name] for name in self._inputs})[0]
+        return result
 
     @contextmanager
     def _free_session(self) -> Iterator[ort.InferenceSession]:
@@ -79,14 +99,25 @@ class OnnxBackend:
         del self._wide, self._narrow
 
 
-def load(files: ModelFiles, *, dtype: Dtype, lanes: int = 0) -> OnnxBackend:
+def load(files: ModelFiles, spec: ModelSpec, *, dtype: Dtype, lanes: int = 0) -> OnnxBackend:
     """Compile the model of a directory and start its session; `lanes` 0 means one for each core."""
     config, weights = files.json("config.json"), Weights(files)
+    dense = tuple(_dense(files, folder) for folder in spec.dense)
+    head = Head(kind=spec.kind, pooling=spec.pooling, dense=dense, yes_no=spec.yes_no)
     try:
-        graph = compile_graph(config, weights, dtype)
+        graph = compile_graph(config, weights, dtype, head)
     except LoadError as error:
         raise LoadError(f"cannot build {files.root}: {error.message}") from error
     return OnnxBackend(graph, lanes=lanes or cores())
+
+
+def _dense(files: ModelFiles, folder: str) -> Dense:
+    """Read a layer that sentence-transformers puts behind the pooling."""
+    config, weights = files.json(f"{folder}/config.json"), Weights(ModelFiles(files.root / folder, files.model))
+    activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2].lower()
+    if activation not in get_args(DenseActivation):
+        raise LoadError(f"{files.path(f'{folder}/config.json')} asks for the activation {activation!r}")
+    return Dense(weights["linear.weight"], weights.get("linear.bias"), cast(DenseActivation, activation))
 
 
 def cores() -> int:

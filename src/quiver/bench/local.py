@@ -46,6 +46,6 @@ async def _direct(settings: Config) -> AsyncIterator[Embed]:
         await engine.load(lambda *_: None)
 
         async def embed(texts: Sequence[str]) -> int:
-            return (await engine.embed(EmbedRequest(inputs=texts), Caller("bench"))).num_tokens
+            return (await engine.embed(EmbedRequest(inputs=texts), Caller("bench"))).usage.num_tokens
 
         yield embed

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self, TypeVar
 
+import numpy as np
+
 from quiver.backends.onnx import cores
 from quiver.config import EngineConfig, ModelsConfig
 from quiver.engine import model as models
@@ -20,7 +22,7 @@ from quiver.errors import ConfigError, EngineError, InvalidInput, NotReady, Quiv
 from quiver.models.catalogue import Catalogue, ModelSpec
 from quiver.models.hub import Progress, resolve
 from quiver.telemetry.observer import Observer
-from quiver.types import Caller, Embeddings, EmbedRequest, Encoding, ModelState, ModelStatus, Timings
+from quiver.types import Caller, Embeddings, EmbedRequest, Encoding, ModelState, ModelStatus, Timings, Usage
 
 T = TypeVar("T")
 
@@ -125,15 +127,15 @@ class Engine:
         replica = self.find(request.model)
         encodings = await self._encode(replica.model, request)
         encoded = time.perf_counter()
-        vectors = await replica.scheduler.submit(
+        results = await replica.scheduler.submit(
             encodings, caller=caller, priority=request.priority, timeout_seconds=self._timeout(request)
         )
         computed = time.perf_counter()
-        vectors = cut(vectors, request.dimensions, unit_length=replica.model.spec.normalize)
+        vectors = cut(np.stack(results), request.dimensions, unit_length=replica.model.spec.normalize)
         timings = Timings(encode=encoded - start, compute=computed - encoded, total=time.perf_counter() - start)
         num_tokens = sum(map(len, encodings))
         self._observer.inputs_embedded(replica.model.spec.id, len(encodings), num_tokens, timings)
-        return Embeddings(replica.model.spec.id, vectors, num_tokens, timings)
+        return Embeddings(replica.model.spec.id, vectors, Usage(num_tokens, (), timings))
 
     async def _encode(self, model: Model, request: EmbedRequest) -> list[Encoding]:
         """Encode off the event loop: a long text takes milliseconds."""

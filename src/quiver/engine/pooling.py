@@ -5,8 +5,7 @@ T tokens, B inputs, H hidden.
 
 import numpy as np
 
-from quiver.models.catalogue import Pooling
-from quiver.types import Floats, Ints
+from quiver.types import Floats, Ints, Pooling
 
 
 def pool(hidden: Floats, cu_seqlens: Ints, how: Pooling) -> Floats:
@@ -29,3 +28,12 @@ def normalise(vectors: Floats) -> Floats:
     lengths = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
     unit: Floats = vectors / np.maximum(lengths, np.float32(1e-12))
     return unit
+
+
+def word_weights(logits: Floats, cu_seqlens: Ints) -> Floats:
+    """(T, V) logits of words -> (B, V) weights, as SPLADE has them: the largest over an input's tokens of
+    log(1 + relu(logit)); both functions rise, so the largest logit makes the largest weight.
+    """
+    largest: Floats = np.maximum.reduceat(logits, cu_seqlens[:-1], axis=0)
+    weights: Floats = np.log1p(np.maximum(largest, np.float32(0)))
+    return weights

@@ -14,16 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from quiver.engine.packing import Budget
 from quiver.engine.waiting import Ticket, Waiting
 from quiver.errors import Closed, DeadlineExceeded, EngineError, InferenceFailed, LaneDied, Overloaded, QuiverError
 from quiver.telemetry.observer import Observer
-from quiver.types import Caller, Encoding, Floats, Priority
+from quiver.types import Caller, Encoding, Floats, Priority, Results
 
-Compute = Callable[[Sequence[Encoding]], Floats]
-"""Encodings -> (B, H), one row for each, in order; blocks."""
+Compute = Callable[[Sequence[Encoding]], Results]
+"""Encodings -> B results, one for each, in order; blocks."""
 Outcome = Floats | QuiverError
 
 _FIRST_RATE = 1000.0
@@ -69,14 +67,14 @@ class Scheduler:
 
     async def submit(
         self, encodings: Sequence[Encoding], *, caller: Caller, priority: Priority, timeout_seconds: float
-    ) -> Floats:
-        """Return (B, H), row for row; the whole request gets in or none of it. Raises `Unavailable` or `EngineError`."""
+    ) -> Sequence[Floats]:
+        """Return a result for each, in order; the whole request gets in or none. Raises `Unavailable` or `EngineError`."""
         request = next(self._request_ids)
         tickets = [Ticket(e, self._loop.create_future(), caller.id, request, priority) for e in encodings]
         self._admit(tickets)
         try:
             async with asyncio.timeout(timeout_seconds):
-                return np.stack(await asyncio.gather(*(ticket.future for ticket in tickets)))
+                return await asyncio.gather(*(ticket.future for ticket in tickets))
         except TimeoutError as error:
             raise DeadlineExceeded(f"not answered within {timeout_seconds:g} s") from error
         finally:
@@ -146,17 +144,15 @@ class Scheduler:
             half = len(batch) // 2
             return self._attempt(batch[:half]) + self._attempt(batch[half:])
 
-    def _computed(self, encodings: Sequence[Encoding]) -> Floats:
+    def _computed(self, encodings: Sequence[Encoding]) -> Results:
         start, tokens = time.perf_counter(), sum(map(len, encodings))
-        vectors = self._compute(encodings)
-        if len(vectors) != len(encodings):
-            raise ValueError(f"{len(encodings)} inputs gave {len(vectors)} vectors")
-        if not np.isfinite(vectors).all():
-            raise ValueError("a vector is not finite")
+        results = self._compute(encodings)
+        if len(results) != len(encodings):
+            raise ValueError(f"{len(encodings)} inputs gave {len(results)} results")
         seconds = time.perf_counter() - start
         self._observer.batch_computed(self._name, tokens, seconds)
         self._tokens_per_second += 0.05 * (len(self._lanes) * tokens / seconds - self._tokens_per_second)
-        return vectors
+        return results
 
     def _answer(self, batch: Sequence[Ticket], outcomes: Sequence[Outcome]) -> None:
         self._loop.call_soon_threadsafe(_resolve, batch, outcomes)

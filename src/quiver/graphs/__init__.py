@@ -1,6 +1,6 @@
 """Architectures as ONNX graphs over packed tokens, built from config.json and safetensors.
 
-Add one: write a file beside bert.py with a function (config, weights, dtype) -> CompiledGraph, and name it here.
+Add one: write a file beside bert.py with a function (g, config, weights, dtype) -> Trunk, and name it here.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,9 +9,11 @@ from typing import Any
 from quiver.config import Dtype
 from quiver.errors import LoadError
 from quiver.graphs.bert import build_bert, build_distilbert, build_roberta
-from quiver.graphs.builder import CompiledGraph, Weights
+from quiver.graphs.builder import CompiledGraph, GraphBuilder, Weights
+from quiver.graphs.checkpoint import Trunk
+from quiver.graphs.heads import Head, add_head
 
-Architecture = Callable[[Mapping[str, Any], Weights, Dtype], CompiledGraph]
+Architecture = Callable[[GraphBuilder, Mapping[str, Any], Weights, Dtype], Trunk]
 
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": build_bert,
@@ -23,15 +25,23 @@ ARCHITECTURES: dict[str, Architecture] = {
 """By the `model_type` of config.json."""
 
 
-def compile_graph(config: Mapping[str, Any], weights: Weights, dtype: Dtype) -> CompiledGraph:
+def is_known(config: Mapping[str, Any]) -> bool:
+    """Tell whether the architecture of a config.json can be compiled."""
+    return config.get("model_type") in ARCHITECTURES
+
+
+def compile_graph(config: Mapping[str, Any], weights: Weights, dtype: Dtype, head: Head) -> CompiledGraph:
     """Build the graph of a checkpoint; raises `LoadError` for what it does not understand."""
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise LoadError(f"config.json names the architecture {kind!r}, which is not known (known are: {known})")
+    g = GraphBuilder()
     try:
-        return ARCHITECTURES[kind](config, weights, dtype)
+        trunk = ARCHITECTURES[kind](g, config, weights, dtype)
+        output = add_head(g, trunk, config, head)
     except KeyError as error:
         raise LoadError(f"config.json lacks {error.args[0]!r}, which the architecture {kind!r} needs") from error
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise LoadError(f"config.json holds a value that the architecture {kind!r} cannot have: {error}") from error
+    return g.finish(output.name, pooled=output.pooled, vocab_size=trunk.vocab_size, max_positions=trunk.max_positions)

@@ -8,24 +8,14 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
-from numpy.typing import NDArray
-
 from quiver.config import Dtype
 from quiver.errors import LoadError
-from quiver.graphs.builder import CompiledGraph, GraphBuilder, Weights
-from quiver.graphs.layers import (
-    Affine,
-    Heads,
-    activation,
-    attention,
-    carry,
-    even_out,
-    layer_norm,
-    linear,
-    row_mask,
-    scaled,
-)
+from quiver.graphs.attention import LONG, Heads, attention
+from quiver.graphs.builder import GraphBuilder, Weights
+from quiver.graphs.checkpoint import Checkpoint, Trunk
+from quiver.graphs.layers import Affine, activation, carry, even_out, layer_norm, linear, scaled
 
+WORDS = "embeddings.word_embeddings"
 ALWAYS_FLOAT = frozenset({"value", "down"})
 """Not rounded to 8 bits: measured, these two make nine tenths of the error."""
 
@@ -101,20 +91,20 @@ class Shape:
         return Heads(self.heads, self.hidden // self.heads)
 
 
-def build_bert(config: Mapping[str, Any], weights: Weights, dtype: Dtype) -> CompiledGraph:
+def build_bert(g: GraphBuilder, config: Mapping[str, Any], weights: Weights, dtype: Dtype) -> Trunk:
     """Compile a BERT encoder."""
-    return _build(BERT, _bert_shape(config), weights, dtype)
+    return _build(g, BERT, _bert_shape(config), weights, dtype)
 
 
-def build_roberta(config: Mapping[str, Any], weights: Weights, dtype: Dtype) -> CompiledGraph:
+def build_roberta(g: GraphBuilder, config: Mapping[str, Any], weights: Weights, dtype: Dtype) -> Trunk:
     """Compile a RoBERTa or XLM-RoBERTa encoder, whose positions begin behind the padding's."""
-    return _build(BERT, _bert_shape(config, first_position=config["pad_token_id"] + 1), weights, dtype)
+    return _build(g, BERT, _bert_shape(config, first_position=config["pad_token_id"] + 1), weights, dtype)
 
 
-def build_distilbert(config: Mapping[str, Any], weights: Weights, dtype: Dtype) -> CompiledGraph:
+def build_distilbert(g: GraphBuilder, config: Mapping[str, Any], weights: Weights, dtype: Dtype) -> Trunk:
     """Compile a DistilBERT encoder."""
     shape = Shape(config["dim"], config["n_heads"], config["n_layers"], config.get("activation", "gelu"), 1e-12)
-    return _build(DISTILBERT, shape, weights, dtype)
+    return _build(g, DISTILBERT, shape, weights, dtype)
 
 
 def _bert_shape(config: Mapping[str, Any], first_position: int = 0) -> Shape:
@@ -133,50 +123,29 @@ def _bert_shape(config: Mapping[str, Any], first_position: int = 0) -> Shape:
     )
 
 
-class _Checkpoint:
-    """A checkpoint's tensors by their place in the encoder, whatever stands before their names."""
-
-    def __init__(self, weights: Weights, prefixes: tuple[str, ...]) -> None:
-        self._weights = weights
-        words = "embeddings.word_embeddings.weight"
-        self._prefix = next((prefix for prefix in prefixes if prefix + words in weights), "")
-
-    def __contains__(self, name: str) -> bool:
-        return self._prefix + name in self._weights
-
-    def table(self, name: str) -> NDArray[Any]:
-        """Embeddings of one kind: (rows, H)."""
-        return self._weights[f"{self._prefix}embeddings.{name}.weight"]
-
-    def affine(self, name: str) -> Affine:
-        # Checkpoints converted from TensorFlow call a norm's weight and bias gamma and beta.
-        weight, bias = ("gamma", "beta") if f"{name}.gamma" in self else ("weight", "bias")
-        name = self._prefix + name
-        return Affine(name, self._weights[f"{name}.{weight}"], self._weights[f"{name}.{bias}"])
-
-
-def _build(naming: Naming, shape: Shape, weights: Weights, dtype: Dtype) -> CompiledGraph:
-    g, checkpoint = GraphBuilder(), _Checkpoint(weights, naming.prefixes)
-    words = checkpoint.table("word_embeddings")  # (V, H)
-    order = checkpoint.table("position_embeddings")[shape.first_position :]  # (P, H)
-    x = g.op("Gather", g.weight("word_embeddings", words), g.input("ids", "T"))
+def _build(g: GraphBuilder, naming: Naming, shape: Shape, weights: Weights, dtype: Dtype) -> Trunk:
+    checkpoint = Checkpoint(weights, naming.prefixes, f"{WORDS}.weight")
+    words = checkpoint.table(WORDS)  # (V, H)
+    order = checkpoint.table("embeddings.position_embeddings")[shape.first_position :]  # (P, H)
+    x = g.op("Gather", g.weight(WORDS, words), g.input("ids", "T"))
     x = g.op("Add", x, g.op("Gather", g.weight("position_embeddings", order), g.input("positions", "T")))
     if naming.has_token_types:
-        types = checkpoint.table("token_type_embeddings")
-        x = g.op("Add", x, g.op("Gather", g.weight("token_type_embeddings", types), g.input("type_ids", "T")))
+        types = checkpoint.table("embeddings.token_type_embeddings")
+        # RoBERTa has one type, for whatever a tokenizer calls the second text of a pair.
+        kind = g.input("type_ids", "T") if len(types) > 1 else g.op("Mul", g.input("ids", "T"), g.ints(0))
+        x = g.op("Add", x, g.op("Gather", g.weight("token_type_embeddings", types), kind))
     blocks = [_layers(checkpoint, naming, shape, i) for i in range(shape.layers)]
-    norm = _prepare(checkpoint.affine("embeddings.LayerNorm"), blocks)
+    norm = _prepare(checkpoint.biased("embeddings.LayerNorm"), blocks)
 
-    mask = row_mask(g)
     x = layer_norm(g, x, norm, shape.epsilon)
     for layers in blocks:
-        x = _block(g, x, mask, layers, shape, dtype)
-    return g.finish(x, hidden_size=shape.hidden, vocab_size=len(words), max_positions=len(order))
+        x = _block(g, x, layers, shape, dtype, long=len(order) > LONG)
+    return Trunk(x, checkpoint, WORDS, vocab_size=len(words), max_positions=len(order))
 
 
-def _layers(checkpoint: _Checkpoint, naming: Naming, shape: Shape, block: int) -> Layers:
+def _layers(checkpoint: Checkpoint, naming: Naming, shape: Shape, block: int) -> Layers:
     """Read a block; its queries are scaled, so that its scores need not be."""
-    layers = {role: checkpoint.affine(naming.block.format(block) + name) for role, name in naming.roles()}
+    layers = {role: checkpoint.biased(naming.block.format(block) + name) for role, name in naming.roles()}
     return layers | {"query": scaled(layers["query"], shape.split.size**-0.5)}
 
 
@@ -185,15 +154,15 @@ def _prepare(norm: Affine, blocks: list[Layers]) -> Affine:
     embeddings: Layers = {"output_norm": norm}
     for before, layers in pairwise([embeddings, *blocks]):
         readers = [layers[role] for role in ("query", "key", "value")]
-        before["output_norm"], freed = carry(before["output_norm"], layers["attention_output"].bias, readers)
+        before["output_norm"], freed = carry(before["output_norm"], layers["attention_output"], readers)
         *attending, layers["value"] = freed
         layers["query"], layers["key"] = even_out(before["output_norm"], attending)
-        layers["attention_norm"], freed = carry(layers["attention_norm"], layers["down"].bias, [layers["up"]])
+        layers["attention_norm"], freed = carry(layers["attention_norm"], layers["down"], [layers["up"]])
         (layers["up"],) = even_out(layers["attention_norm"], list(freed))
     return embeddings["output_norm"]
 
 
-def _block(g: GraphBuilder, x: str, mask: str, layers: Layers, shape: Shape, dtype: Dtype) -> str:
+def _block(g: GraphBuilder, x: str, layers: Layers, shape: Shape, dtype: Dtype, *, long: bool) -> str:
     """One encoder block: (T, H) -> (T, H)."""
 
     def apply(role: str, x: str, onto: str | None = None) -> str:
@@ -202,7 +171,7 @@ def _block(g: GraphBuilder, x: str, mask: str, layers: Layers, shape: Shape, dty
     def norm(role: str, x: str) -> str:
         return layer_norm(g, x, layers[role], shape.epsilon)
 
-    mixed = attention(g, apply("query", x), apply("key", x), apply("value", x), mask, shape.split)
+    mixed = attention(g, apply("query", x), apply("key", x), apply("value", x), shape.split, long=long)
     x = norm("attention_norm", apply("attention_output", mixed, onto=x))
     up = activation(g, apply("up", x), shape.activation)
     return norm("output_norm", apply("down", up, onto=x))

@@ -4,7 +4,7 @@ Weights stay outside the graph, as the arrays that they are on disk: the graph i
 memory-mapped model is shared with the page cache instead of copied.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,14 @@ Weights = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class CompiledGraph:
-    """A graph from packed tokens, each (T,) int64, and the rows of attention to `hidden`, (T, H) float32."""
+    """A graph from packed tokens and the rows of attention to `result`, float32."""
 
     model: bytes
     weights: Weights
     """Initialisers that live outside the graph, by name."""
     inputs: tuple[str, ...]
-    hidden_size: int
+    pooled: bool
+    """The result has a row for each input, (B, ·), instead of one for each token, (T, ·)."""
     vocab_size: int
     max_positions: int
 
@@ -34,16 +35,22 @@ class CompiledGraph:
 class GraphBuilder:
     """Collects nodes and initialisers; the same constant or weight is stored once."""
 
-    def __init__(self) -> None:
-        self.weights: dict[str, NDArray[Any]] = {}
+    def __init__(self, outer: "GraphBuilder | None" = None) -> None:
+        self._outer = outer
+        self._scope = f"{outer.new_name('Loop')}/" if outer else ""
+        self.weights: dict[str, NDArray[Any]] = outer.weights if outer else {}
         self._nodes: list[NodeProto] = []
-        self._initialisers: dict[str, TensorProto] = {}
-        self._inputs: dict[str, ValueInfoProto] = {}
+        self._initialisers: dict[str, TensorProto] = outer._initialisers if outer else {}
+        self._inputs: dict[str, ValueInfoProto] = outer._inputs if outer else {}
         self._memo: dict[tuple[Any, ...], str] = {}
 
-    def input(self, name: str, *shape: str) -> str:
-        """Declare an input of integers; the shape is of named sizes."""
-        self._inputs[name] = helper.make_tensor_value_info(name, TensorProto.INT64, shape)
+    def new_name(self, kind: str) -> str:
+        """Return a name that no other node has."""
+        return f"{self._scope}{kind}_{len(self._nodes)}"
+
+    def input(self, name: str, *shape: str, kind: int = TensorProto.INT64) -> str:
+        """Declare an input, of integers unless said otherwise; the shape is of named sizes."""
+        self._inputs[name] = helper.make_tensor_value_info(name, kind, shape)
         return name
 
     def constant(self, value: NDArray[Any] | np.generic) -> str:
@@ -80,24 +87,49 @@ class GraphBuilder:
         """Add a node with several outputs; the same node over the same inputs is computed once."""
         key = (kind, domain, *inputs, outputs, repr(sorted(attributes.items())))
         if key not in self._memo:
-            self._memo[key] = f"{kind}_{len(self._nodes)}"
+            self._memo[key] = self.new_name(kind)
             names = [f"{self._memo[key]}.{i}" for i in range(outputs)]
             self._nodes.append(helper.make_node(kind, list(inputs), names, domain=domain, **attributes))
         return [f"{self._memo[key]}.{i}" for i in range(outputs)]
 
-    def finish(self, output: str, *, hidden_size: int, vocab_size: int, max_positions: int) -> CompiledGraph:
-        """Close the graph over `output`, a (T, hidden_size) float32, and name it `hidden`."""
-        nodes = [*self._nodes, helper.make_node("Identity", [output], ["hidden"])]
-        hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["T", hidden_size])
+    def loop(self, count: str, body: Callable[["GraphBuilder", str], str]) -> str:
+        """Run `body(inner builder, index)` `count` times, one after another -> its results, stacked in front.
+
+        The body may refer to everything outside of it. One part at a time is in memory besides the results.
+        """
+        inner = GraphBuilder(self)
+        index, going = f"{inner._scope}index", f"{inner._scope}going"
+        result = body(inner, index)
+        nodes = [*inner._nodes, helper.make_node("Identity", [going], [f"{going}.on"])]
         graph = helper.make_graph(
-            nodes, "quiver", list(self._inputs.values()), [hidden], list(self._initialisers.values())
+            nodes,
+            inner._scope.rstrip("/"),
+            [
+                helper.make_tensor_value_info(index, TensorProto.INT64, []),
+                helper.make_tensor_value_info(going, TensorProto.BOOL, []),
+            ],
+            [
+                helper.make_tensor_value_info(f"{going}.on", TensorProto.BOOL, []),
+                helper.make_tensor_value_info(result, TensorProto.FLOAT, None),
+            ],
+        )
+        name = f"{inner._scope}stacked"
+        self._nodes.append(helper.make_node("Loop", [count, self.constant(np.bool_(1))], [name], body=graph))
+        return name
+
+    def finish(self, output: str, *, pooled: bool, vocab_size: int, max_positions: int) -> CompiledGraph:
+        """Close the graph over `output`, float32, and name it `result`."""
+        nodes = [*self._nodes, helper.make_node("Identity", [output], ["result"])]
+        result = helper.make_tensor_value_info("result", TensorProto.FLOAT, ["B" if pooled else "T", "D"])
+        graph = helper.make_graph(
+            nodes, "quiver", list(self._inputs.values()), [result], list(self._initialisers.values())
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid(*o) for o in OPSETS], ir_version=8)
         return CompiledGraph(
             model=model.SerializeToString(),
             weights=self.weights,
             inputs=tuple(self._inputs),
-            hidden_size=hidden_size,
+            pooled=pooled,
             vocab_size=vocab_size,
             max_positions=max_positions,
         )

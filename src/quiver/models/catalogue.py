@@ -5,19 +5,29 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import msgspec
 
+from quiver.config import Dtype
 from quiver.errors import ConfigError
+from quiver.types import Kind, Pooling
 
 CATALOGUE = Path(__file__).parent / "catalogue.toml"
-
-Pooling = Literal["mean", "cls", "last_token"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w(?:[\w.-]*\w)?/\w(?:[\w.-]*\w)?(?<!\.git)", re.ASCII)
 _MAX_HUB_ID = 96
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """What the true weights give for a text, to tell a damaged or exchanged model when it is loaded."""
+
+    text: str
+    first: tuple[float, ...]
+    """The first numbers of its vector (or its logits, for a pair `query␞document`)."""
+    tolerance: float = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,21 +40,43 @@ class ModelSpec:
     revision: str = "main"
     """A commit of that repository, or a branch that is followed when the model is first fetched."""
     aliases: tuple[str, ...] = ()
-    pooling: Pooling
+    description: str = ""
+    kind: Kind = "embed"
+    pooling: Pooling = "cls"
     normalize: bool = True
     """Vectors have unit length."""
+    dense: tuple[str, ...] = ()
+    """Folders of the layers that follow the pooling (sentence-transformers' Dense), in order."""
     dimensions: int
+    """Numbers in a vector; of a cross-encoder or classifier, its labels."""
     max_tokens: int
     """Most tokens of an input, special tokens included."""
     matryoshka: tuple[int, ...] = ()
     """Dimensions that the model was trained to be cut to."""
+    layer_norm_before_cut: bool = False
+    """A vector is standardised before it is cut, as nomic-embed-text-v1.5 was trained."""
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Prefix of an input, by task."""
+    labels: tuple[str, ...] = ()
+    """What a classifier's logits stand for."""
+    pair_template: tuple[str, str, str] | None = None
+    """How a language model is asked about a pair: before it, the pair itself with {query} and {document}, after it."""
+    yes_no: tuple[int, int] | None = None
+    """Ids of the tokens whose logits are the answer to that question."""
+    query_tokens: int = 0
+    """A multi-vector model's query is filled with [MASK] to so many tokens."""
     licence: str = ""
+    gated: bool = False
+    """The hub asks for a token and the acceptance of terms."""
+    dtype: Dtype | None = None
+    """Arithmetic of this entry, whatever is configured: for names that promise one."""
+    onnx_file: str | None = None
+    """The repository's own graph, to run instead of a compiled one: where it has no safetensors, or when asked for."""
     pack: str | None = None
     """An installed package that carries the files, and the folder in it: `package/folder`."""
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Hash that a file must have, by its name."""
+    golden: Golden | None = None
 
 
 class Catalogue:

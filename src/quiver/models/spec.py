@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from quiver.errors import LoadError
-from quiver.models.catalogue import ModelSpec, Pooling
+from quiver.models.catalogue import ModelSpec
 from quiver.models.files import ModelFiles
+from quiver.types import Pooling
 
 _POOLINGS: Mapping[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last_token"}
 _LEGACY_POOLINGS = {
