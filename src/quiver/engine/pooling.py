@@ -31,9 +31,8 @@ def normalise(vectors: Floats) -> Floats:
 
 
 def word_weights(logits: Floats, cu_seqlens: Ints) -> Floats:
-    """(T, V) logits of words -> (B, V) weights, as SPLADE has them: the largest over an input's tokens of
-    log(1 + relu(logit)); both functions rise, so the largest logit makes the largest weight.
-    """
+    """(T, V) logits of words -> (B, V) weights as SPLADE has them: the largest log(1 + relu(logit)) over the tokens."""
+    # Both functions rise, so the largest logit makes the largest weight.
     largest: Floats = np.maximum.reduceat(logits, cu_seqlens[:-1], axis=0)
     weights: Floats = np.log1p(np.maximum(largest, np.float32(0)))
     return weights

@@ -50,6 +50,16 @@ class Pattern:
 PLAIN = Pattern()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Attention:
+    """How a layer attends."""
+
+    heads: Heads
+    pattern: Pattern = PLAIN
+    long: bool = False
+    """Inputs may be so long that scores are computed in parts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cells:
     """The cells of some rows: the input of each, and its place in that input; (C, L) both."""
@@ -58,39 +68,37 @@ class Cells:
     positions: str | None
 
 
-def attention(
-    g: GraphBuilder, query: str, key: str, value: str, heads: Heads, *, pattern: Pattern = PLAIN, long: bool = False
-) -> str:
-    """(T, H) queries, keys and values -> (T, H). Scores are computed in parts where inputs may be `long`.
+def attention(g: GraphBuilder, query: str, key: str, value: str, how: Attention) -> str:
+    """(T, H) queries, keys and values -> (T, H).
 
     The softmax is an exponential over values that are extended by a column of ones: numerator and denominator come
     from one product that adds key after key, in which the tokens of other inputs are exact zeros. A fused Softmax
     sums in vector lanes, so its last bit would depend on where in the row an input stands.
     """
+    heads = how.heads
     query, key, value = (_to_rows(g, x, heads) for x in (query, key, value))  # (L, C, A, D)
     value = g.op("Concat", value, _ones(g, heads.count), axis=-1)  # (L, C, A, D + 1)
-    cells = _cells(g, pattern)
-    if long:
-        return _attention_in_parts(g, query, key, value, cells, heads, pattern)
-    mixed = _mix(g, query, key, value, _bias(g, pattern, cells, cells), heads)
+    if how.long:
+        return _attention_in_parts(g, query, key, value, how)
+    cells = _cells(g, how.pattern)
+    mixed = _mix(g, query, key, value, _bias(g, how.pattern, cells, cells), heads.size)
     return _from_rows(g, g.op("Transpose", mixed, perm=[0, 2, 1, 3]), heads)
 
 
-def _mix(g: GraphBuilder, query: str, key: str, value: str, bias: str, heads: Heads) -> str:
-    """Let queries (P, C, A, D) look at keys (L, C, A, D) -> (C, A, P, D)."""
+def _mix(g: GraphBuilder, query: str, key: str, value: str, bias: str, size: int) -> str:
+    """Let queries (P, C, A, D) look at keys (L, C, A, D), values (L, C, A, D + 1) -> (C, A, P, D)."""
     # transBatch reads the heads where they lie instead of a transposed copy.
     scores = g.op("FusedMatMul", query, key, domain=MICROSOFT, transBatchA=1, transBatchB=1, transB=1)  # (C, A, P, L)
     scores = g.op("Add", scores, bias)
     weights = g.op("Exp", g.op("Sub", scores, g.op("ReduceMax", scores, axes=[-1], keepdims=1)))
     sums = g.op("FusedMatMul", weights, value, domain=MICROSOFT, transBatchB=1)  # (C, A, P, D + 1)
-    mixed, total = g.ops("Split", [sums, g.ints(heads.size, 1)], 2, axis=-1)
+    mixed, total = g.ops("Split", [sums, g.ints(size, 1)], 2, axis=-1)
     return g.op("Div", mixed, total)
 
 
-def _attention_in_parts(
-    g: GraphBuilder, query: str, key: str, value: str, cells: Cells, heads: Heads, pattern: Pattern
-) -> str:
+def _attention_in_parts(g: GraphBuilder, query: str, key: str, value: str, how: Attention) -> str:
     """As many queries at a time as a part has -> (T, H)."""
+    heads, cells = how.heads, _cells(g, how.pattern)
     length = g.op("Gather", g.op("Shape", g.input("cells", "L", "C")), g.constant(np.int64(0)))
     part = g.op("Min", length, g.constant(np.int64(PART)))
     # Every part must have the same shape: the last one is filled up.
@@ -105,8 +113,8 @@ def _attention_in_parts(
         mine = Cells(
             _part(inner, segments, start, part, axis=1), positions and _part(inner, positions, start, part, axis=1)
         )
-        bias = _bias(inner, pattern, mine, cells)
-        return _mix(inner, _part(inner, query, start, part, axis=0), key, value, bias, heads)
+        bias = _bias(inner, how.pattern, mine, cells)
+        return _mix(inner, _part(inner, query, start, part, axis=0), key, value, bias, heads.size)
 
     mixed = g.op("Transpose", g.loop(count, compute), perm=[1, 0, 3, 2, 4])  # (C, parts, P, A, D)
     rows = g.op("Reshape", mixed, _concat(g, g.ints(0), g.op("Mul", count, part), g.ints(heads.count, heads.size)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from quiver.config import Dtype
 from quiver.errors import LoadError
-from quiver.graphs.attention import LONG, Heads, attention
+from quiver.graphs.attention import LONG, Attention, Heads, attention
 from quiver.graphs.builder import GraphBuilder, Weights
 from quiver.graphs.checkpoint import Checkpoint, Trunk
 from quiver.graphs.layers import Affine, activation, carry, even_out, layer_norm, linear, scaled
@@ -171,7 +171,7 @@ def _block(g: GraphBuilder, x: str, layers: Layers, shape: Shape, dtype: Dtype, 
     def norm(role: str, x: str) -> str:
         return layer_norm(g, x, layers[role], shape.epsilon)
 
-    mixed = attention(g, apply("query", x), apply("key", x), apply("value", x), shape.split, long=long)
+    mixed = attention(g, apply("query", x), apply("key", x), apply("value", x), Attention(shape.split, long=long))
     x = norm("attention_norm", apply("attention_output", mixed, onto=x))
     up = activation(g, apply("up", x), shape.activation)
     return norm("output_norm", apply("down", up, onto=x))

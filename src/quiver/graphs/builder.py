@@ -40,8 +40,8 @@ class GraphBuilder:
         self._scope = f"{outer.new_name('Loop')}/" if outer else ""
         self.weights: dict[str, NDArray[Any]] = outer.weights if outer else {}
         self._nodes: list[NodeProto] = []
-        self._initialisers: dict[str, TensorProto] = outer._initialisers if outer else {}
-        self._inputs: dict[str, ValueInfoProto] = outer._inputs if outer else {}
+        self.initialisers: dict[str, TensorProto] = outer.initialisers if outer else {}
+        self.inputs: dict[str, ValueInfoProto] = outer.inputs if outer else {}
         self._memo: dict[tuple[Any, ...], str] = {}
 
     def new_name(self, kind: str) -> str:
@@ -50,15 +50,15 @@ class GraphBuilder:
 
     def input(self, name: str, *shape: str, kind: int = TensorProto.INT64) -> str:
         """Declare an input, of integers unless said otherwise; the shape is of named sizes."""
-        self._inputs[name] = helper.make_tensor_value_info(name, kind, shape)
+        self.inputs[name] = helper.make_tensor_value_info(name, kind, shape)
         return name
 
     def constant(self, value: NDArray[Any] | np.generic) -> str:
         """Store a small value inside the graph."""
         array = np.asarray(value)
         name = f"const_{array.dtype}_{array.shape}_{array.tobytes().hex()}"
-        if name not in self._initialisers:
-            self._initialisers[name] = numpy_helper.from_array(array, name)
+        if name not in self.initialisers:
+            self.initialisers[name] = numpy_helper.from_array(array, name)
         return name
 
     def ints(self, *values: int) -> str:
@@ -71,11 +71,11 @@ class GraphBuilder:
 
     def weight(self, name: str, array: NDArray[Any]) -> str:
         """Refer to an array that stays outside the graph."""
-        if name not in self._initialisers:
+        if name not in self.initialisers:
             kind = helper.np_dtype_to_tensor_dtype(array.dtype)
             tensor = TensorProto(name=name, data_type=kind, dims=array.shape, data_location=TensorProto.EXTERNAL)
             tensor.external_data.add(key="location", value="memory")  # the bytes come with the session's options
-            self._initialisers[name] = tensor
+            self.initialisers[name] = tensor
             self.weights[name] = array
         return name
 
@@ -122,13 +122,13 @@ class GraphBuilder:
         nodes = [*self._nodes, helper.make_node("Identity", [output], ["result"])]
         result = helper.make_tensor_value_info("result", TensorProto.FLOAT, ["B" if pooled else "T", "D"])
         graph = helper.make_graph(
-            nodes, "quiver", list(self._inputs.values()), [result], list(self._initialisers.values())
+            nodes, "quiver", list(self.inputs.values()), [result], list(self.initialisers.values())
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid(*o) for o in OPSETS], ir_version=8)
         return CompiledGraph(
             model=model.SerializeToString(),
             weights=self.weights,
-            inputs=tuple(self._inputs),
+            inputs=tuple(self.inputs),
             pooled=pooled,
             vocab_size=vocab_size,
             max_positions=max_positions,
