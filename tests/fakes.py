@@ -46,7 +46,10 @@ def hash_vector(ids: Sequence[int]) -> Floats:
 class HashBackend:
     """A backend whose vector is a hash of the input's ids; `before` is called with each batch."""
 
+    name = "hash"
     padded = False
+    exact = True
+    pooled = False
     vocab_size = 256
     max_positions = MAX_TOKENS
 
@@ -74,9 +77,12 @@ class LentBackend:
     """A backend that outlives the server that it is lent to."""
 
     def __init__(self, backend: Backend) -> None:
+        self.name = backend.name
         self.lanes = backend.lanes
         self.batch_tokens = backend.batch_tokens
         self.padded = backend.padded
+        self.exact = backend.exact
+        self.pooled = backend.pooled
         self.vocab_size = backend.vocab_size
         self.max_positions = backend.max_positions
         self.forward = backend.forward
