@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import importlib.util
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from fakes import LentBackend, hash_model
 from quiver import app
 from quiver.api.http import HttpServer
 from quiver.app import App
-from quiver.config import Config, ModelsConfig
-from quiver.engine import model as models
+from quiver.config import Config, Dtype, ModelsConfig, ModelSettings
+from quiver.engine import model as loading
 from quiver.engine.model import Model
 from quiver.models.catalogue import Catalogue
 from quiver.models.files import ModelFiles
@@ -32,24 +32,34 @@ def minilm_files() -> ModelFiles:
     return ModelFiles(Path(found.origin).parent / "model", MINILM)
 
 
+def settings(dtype: Dtype = "float32") -> ModelSettings:
+    """Return what is configured for a model: nothing but its arithmetic."""
+    return ModelSettings(backend="onnx", dtype=dtype, onnx_file=None, prompt_name=None)
+
+
 @pytest.fixture(scope="session", params=["float32", "int8"])
 def minilm(request: pytest.FixtureRequest, minilm_files: ModelFiles) -> Iterator[Model]:
     """Return the embedded default model in each arithmetic."""
     spec = Catalogue.load().find(MINILM)
     assert spec
-    model = models.load(spec, minilm_files, dtype=request.param, lanes=2)
+    model = loading.load(spec, minilm_files, settings(request.param), lanes=2, cache=Path())
     yield replace(model, backend=LentBackend(model.backend))
     model.backend.close()
 
 
 @contextlib.asynccontextmanager
-async def assembled(model: Model | None = None, **sections: Any) -> AsyncIterator[App]:
-    """Put a server's parts together around one model, without a listener; `sections` are parts of the configuration."""
+async def assembled(
+    model: Model | None = None, *, models: Mapping[str, Any] | None = None, **sections: Any
+) -> AsyncIterator[App]:
+    """Put a server's parts together around one model, without a listener.
+
+    `models` are settings of that section, `sections` whole sections of the configuration.
+    """
     model = model or hash_model()
-    config = Config(**sections, models=ModelsConfig(model=(model.spec.id,)))
+    config = Config(**sections, models=ModelsConfig(model=(model.spec.id,), **(models or {})))
     parts = app.build(config)
     async with parts.engine:
-        parts.engine.add(model.spec.id, model, batch_invariant=True)
+        parts.engine.replicas.add(model.spec.id, model, batch_invariant=True)
         yield parts
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -73,6 +74,31 @@ class HashBackend:
         self.closed = True
 
 
+class TokenBackend(HashBackend):
+    """A backend that gives each token the hash of its own id, whatever stands beside it."""
+
+    def forward(self, batch: PackedBatch) -> Floats:
+        """Return (T, HIDDEN)."""
+        self._before(batch)
+        return np.stack([hash_vector([token]) for token in batch.ids])
+
+
+class LogitBackend(HashBackend):
+    """A backend with a head: the logits of an input are the first numbers of its hash, six times as large."""
+
+    pooled = True
+
+    def __init__(self, *, labels: int = 1, **options: object) -> None:
+        super().__init__(**options)
+        self._labels = labels
+
+    def forward(self, batch: PackedBatch) -> Floats:
+        """Return (B, labels)."""
+        self._before(batch)
+        vectors = [hash_vector(batch.ids[start:end]) for start, end in pairwise(batch.cu_seqlens)]
+        return 6 * np.stack(vectors)[:, : self._labels]
+
+
 class LentBackend:
     """A backend that outlives the server that it is lent to."""
 
@@ -93,7 +119,12 @@ class LentBackend:
 
 def hash_model(**backend: object) -> Model:
     """Make a model of the hash backend."""
-    return Model(SPEC, "float32", byte_tokenizer(), HashBackend(**backend))
+    return fake_model(HashBackend(**backend))
+
+
+def fake_model(backend: Backend, **facts: object) -> Model:
+    """Make a model of a backend; `facts` change what is known of it."""
+    return Model(replace(SPEC, **facts), "float32", byte_tokenizer(), backend)
 
 
 def encodings(lengths: Sequence[int], *, seed: int = 0, vocab_size: int = 256) -> list[Encoding]:

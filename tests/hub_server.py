@@ -5,6 +5,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from safetensors.numpy import save
 
 API = re.compile(r"/api/models/(?P<repository>[^/]+/[^/]+)/revision/(?P<revision>[^/?]+)")
 FILE = re.compile(r"/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
+PATIENCE_SECONDS = 20.0
 
 TENSORS = {"words": np.arange(4096, dtype=np.float32).reshape(64, 64)}
 
@@ -56,6 +58,8 @@ class Fault(Enum):
     """Half of the bytes, with a length that matches them."""
     CUT = auto()
     """Half of the bytes, then the connection breaks; only once."""
+    HELD = auto()
+    """Half of the bytes, and the rest when the hub's `gate` is opened."""
 
 
 @dataclass
@@ -87,27 +91,41 @@ class Repository:
     def etag(self, name: str) -> str:
         """Name a file's content as the hub does: large files by SHA-256, others by git's hash."""
         content = self.files[name]
-        if name.endswith(".safetensors"):
+        if is_large(name):
             return hashlib.sha256(content).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def is_large(name: str) -> bool:
+    """Tell whether a hub keeps a file outside of git."""
+    return name.endswith(".safetensors") or ".onnx" in name
 
 
 class Hub:
     """A server on 127.0.0.1 while the context is open; it stops answering afterwards."""
 
-    def __init__(self, repositories: Mapping[str, Repository]) -> None:
+    def __init__(self, repositories: Mapping[str, Repository], *, prefix: str = "") -> None:
         self.repositories = dict(repositories)
-        self.broken = False
-        """Answers 503 to everything."""
+        self.prefix = prefix
+        """What stands before all of its paths, as behind a proxy of a company."""
+        self.failing: int | None = None
+        """The status that it answers to everything."""
+        self.storage: str | None = None
+        """Where it sends those who ask for large files; None: it has them itself."""
+        self.gate = threading.Event()
+        """Lets the second half of held files pass."""
         self.requests: list[str] = []
         """Method and path of each request, in order."""
+        self.headers: list[Mapping[str, str]] = []
+        """What each request brought, by names in lower case."""
+        self._asked = threading.Condition()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
 
     @property
     def url(self) -> str:
         """The endpoint."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://127.0.0.1:{self._server.server_address[1]}{self.prefix}"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -119,9 +137,26 @@ class Hub:
 
     def close(self) -> None:
         """Leave the network."""
+        self.gate.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def note(self, request: str, headers: Mapping[str, str]) -> None:
+        """Remember a request."""
+        with self._asked:
+            self.requests.append(request)
+            self.headers.append(headers)
+            self._asked.notify_all()
+
+    def wait_for(self, method: str, name: str, times: int = 1) -> None:
+        """Wait until a file was asked for so many times."""
+
+        def asked() -> bool:
+            return sum(r.startswith(method) and r.endswith(name) for r in self.requests) >= times
+
+        with self._asked:
+            assert self._asked.wait_for(asked, PATIENCE_SECONDS), f"nobody asked for {name}: {self.requests}"
 
     def fetched(self) -> list[str]:
         """Names of the files whose bytes were asked for, in order."""
@@ -156,11 +191,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep quiet."""
 
     def _answer(self) -> None:
-        self.hub.requests.append(f"{self.command} {self.path}")
-        if self.hub.broken:
-            self._fail(503)
+        self.hub.note(f"{self.command} {self.path}", {key.lower(): value for key, value in self.headers.items()})
+        if self.hub.failing:
+            self._fail(self.hub.failing)
             return
-        asked = API.match(self.path) or FILE.match(self.path)
+        path = self.path.removeprefix(self.hub.prefix)
+        asked = API.match(path) or FILE.match(path)
         head = self.hub.repositories.get(asked["repository"]) if asked else None
         repository = head.at(asked["revision"]) if asked and head else None
         if asked is None or head is None:
@@ -170,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif asked.re is API:
             self._describe(asked["repository"], repository)
         elif repository.token and self.headers["Authorization"] != f"Bearer {repository.token}":
-            self._fail(401, "GatedRepo")
+            self._fail(403 if "Authorization" in self.headers else 401, "GatedRepo")
         elif asked["name"] not in repository.files:
             self._fail(404, "EntryNotFound", {"X-Repo-Commit": repository.commit})
         else:
@@ -187,18 +223,22 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_file(self, repository: Repository, name: str) -> None:
         content, etag = repository.files[name], f'"{repository.etag(name)}"'
         headers = {"X-Repo-Commit": repository.commit, "ETag": etag, "Accept-Ranges": "bytes"}
-        if name.endswith(".safetensors"):
+        if is_large(name):
             headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(len(content))}
+        if is_large(name) and self.hub.storage:
+            self._send(302, headers | {"Location": self.hub.storage + self.path, "Content-Length": "0"}, b"")
+            return
         if self.command == "HEAD":
             self._send(200, headers | {"Content-Length": str(len(content))}, b"")
             return
+        held = repository.faults.get(name) is Fault.HELD
         body, length = self._spoil(repository, name, content)
         if start := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
             first = int(start[1])
             headers["Content-Range"] = f"bytes {first}-{length - 1}/{length}"
             self._send(206, headers | {"Content-Length": str(length - first)}, body[first:])
         else:
-            self._send(200, headers | {"Content-Length": str(length)}, body)
+            self._send(200, headers | {"Content-Length": str(length)}, body, held=held)
 
     def _spoil(self, repository: Repository, name: str, content: bytes) -> tuple[bytes, int]:
         """Return the bytes to send and the length to promise."""
@@ -212,9 +252,15 @@ class _Handler(BaseHTTPRequestHandler):
                 return content[: len(content) // 2], len(content)
         return content, len(content)
 
-    def _send(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    def _send(self, status: int, headers: Mapping[str, str], body: bytes, *, held: bool = False) -> None:
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
         self.end_headers()
-        self.wfile.write(body)
+        half = len(body) // 2 if held else len(body)
+        self.wfile.write(body[:half])
+        if held:
+            self.wfile.flush()
+            self.hub.gate.wait(PATIENCE_SECONDS)
+            with suppress(OSError):  # whoever asked may be gone
+                self.wfile.write(body[half:])

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import checkpoints
 from quiver import __version__, app
-from quiver.cli import LINES_PER_REQUEST, cli
+from quiver.cli import LINES_PER_REQUEST, ONE_SHOT, cli
 from quiver.config import FIELDS, Config, ModelsConfig
 from quiver.models.catalogue import Catalogue
 from quiver.types import Caller, EmbedRequest
@@ -18,7 +18,8 @@ from server_process import run
 
 COMMANDS = {
     "serve": set(FIELDS),
-    "embed": {"model", "dtype", "data_dir", "hub_offline", "truncate"},
+    "embed": set(ONE_SHOT),
+    "rerank": set(ONE_SHOT),
     "bench": {"model", "dtype", "lanes", "batch_tokens", "api_key"},
     "models": set(),
 }

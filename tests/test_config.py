@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from quiver.errors import ConfigError
 
 HUNTER = "hunter-zwei"
 DEFAULT_PORT = 8000
-SAMPLES = {bool: ("true", True), int: ("7", 7), float: ("2.5", 2.5), Secret: (HUNTER, HUNTER)}
+SAMPLES = { int: ("7", 7), float: ("2.5", 2.5), Secret: (HUNTER, HUNTER)}
 """A text of each type, and its value; other types get what stands in `sample`."""
 
 
@@ -26,12 +27,20 @@ def sample(field):
         "hub_endpoint": ("https://hub.example", "https://hub.example"),
         "log_level": ("debug", "debug"),
         "log_format": ("json", "json"),
-        "dtype": ("int8", "int8"),
+        "backend": ("onnx", ("onnx",)),
+        "root_dialects": ("tei", ("tei",)),
+        "dtype": ("int8", ("int8",)),
+        "onnx_file": ("onnx/model.onnx", ("onnx/model.onnx",)),
+        "default_prompt_name": ("query", ("query",)),
+        "default_prompt": ("query: ", "query: "),
+        "allow_models": ("*", ("*",)),
     }
     if field.name in special:
         return special[field.name]
     if field.name in {"data_dir", "hub_cache"}:
-        return "somewhere", config.Path("somewhere")
+        return "somewhere", Path("somewhere")
+    if field.type is bool:
+        return ("false", False) if field.default else ("true", True)
     return SAMPLES[field.type]
 
 
@@ -94,7 +103,7 @@ def test_sources_are_merged_field_by_field(write):
         flags={"dtype": "int8"},
     )
     assert (settings.server.port, settings.server.host) == (2, "::1")
-    assert (settings.engine.lanes, settings.models.dtype) == (4, "int8")
+    assert (settings.engine.lanes, settings.models.dtype) == (4, ("int8",))
 
 
 def test_nothing_given_is_the_defaults():
@@ -108,7 +117,7 @@ def test_the_environment_may_choose_preset_and_file(write):
     file, other = write("[server]\nport = 5\n"), write("[server]\nport = 6\n", "other.toml")
     env = {"QUIVER_PRESET": "small", "QUIVER_CONFIG": str(file)}
     settings = load(env=env)
-    assert (settings.server.port, settings.models.dtype) == (5, "int8")
+    assert (settings.server.port, settings.models.dtype) == (5, ("int8",))
     assert load(env=env, file=other).server.port == 6
 
 

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import checkpoints
 import reference
+from conftest import settings
 from quiver.config import Dtype, ModelsConfig
 from quiver.engine import model
 from quiver.engine.model import Model
@@ -70,7 +71,7 @@ def made(folder: Path, kind: checkpoints.Kind, **options: Any) -> Loaded:
 def load(folder: Path, dtype: Dtype = "float32") -> Model:
     """Load a directory as the engine does."""
     found = resolve(str(folder), None, ModelsConfig(), lambda *_: None)
-    return model.load(found.spec, found.files, dtype=dtype, lanes=1)
+    return model.load(found.spec, found.files, settings(dtype), lanes=1, cache=Path())
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

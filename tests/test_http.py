@@ -111,7 +111,7 @@ async def test_probes_tell_the_truth(url):
             reply = await http.get(path)
             assert reply.status_code == 200
             assert reply.json()["status"] == "ok"
-            assert reply.json()["models"] == [{"id": "test/hash", "state": "ready", "error": ""}]
+            assert reply.json()["models"] == [{"id": "test/hash", "state": "ready", "error": "", "downloads": []}]
 
 
 async def test_probes_fail_once_a_lane_has_died():

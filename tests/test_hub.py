@@ -3,69 +3,28 @@
 import hashlib
 import importlib.util
 import json
-import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from hub_server import TENSORS, Fault, Hub, Repository, tiny, write
-from quiver.config import ModelsConfig, Secret
+from hub_machine import MEMBER, NAME, STRANGER, Machine, beside_a_hub, spec
+from hub_server import TENSORS, Fault, Repository, tiny, write
+from quiver.config import Secret
 from quiver.errors import LoadError
-from quiver.models.catalogue import Catalogue, ModelSpec
-from quiver.models.hub import Found, resolve
+from quiver.models.catalogue import Catalogue
+from quiver.models.hub import resolve
 from quiver.models.weights import Weights
-
-NAME = "acme/tiny"
-MEMBER, STRANGER = "hf_member", "hf_stranger"
-
-
-@dataclass
-class Machine:
-    """A hub and a server's machine: `find` is what the server does when it starts."""
-
-    hub: Hub
-    config: ModelsConfig
-    steps: list[tuple[str, int, int]] = field(default_factory=list)
-    """What was told of the download's progress."""
-
-    def find(self, name: str = NAME, spec: ModelSpec | None = None, **changes: object) -> Found:
-        """Resolve a model."""
-        return resolve(name, spec, replace(self.config, **changes), lambda *step: self.steps.append(step))
-
-    @property
-    def repository(self) -> Repository:
-        """The model on the hub."""
-        return self.hub.repositories[NAME]
-
-    @property
-    def blob(self) -> Path:
-        """The weights in the cache."""
-        return next(self.config.hub_cache.glob("models--acme--tiny/snapshots/*/model.safetensors"))
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """Make a machine without proxies, beside a hub that has one model."""
-    monkeypatch.setenv("NO_PROXY", "*")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    huggingface_hub.close_session()
-    with Hub({NAME: Repository(tiny())}) as hub:
-        config = ModelsConfig(
-            data_dir=tmp_path / "data", hub_cache=tmp_path / "cache", hub_endpoint=hub.url, hub_token=Secret(STRANGER)
-        )
-        yield Machine(hub, config)
-    huggingface_hub.close_session()
-
-
-def spec(**facts: object) -> ModelSpec:
-    """Describe the model as a catalogue would."""
-    return ModelSpec(id=NAME, weights=NAME, pooling="mean", dimensions=64, max_tokens=32, **facts)
+    """Return a machine beside a hub that has one model."""
+    with beside_a_hub(tmp_path, monkeypatch) as machine:
+        yield machine
 
 
 # From the hub
@@ -95,7 +54,7 @@ def test_progress_is_reported(machine: Machine) -> None:
     )
     machine.find()
     size = len(machine.repository.files["model.safetensors"])
-    steps = [(done, total) for file, done, total in machine.steps if file == "model.safetensors"]
+    steps = machine.steps_of("model.safetensors")
     assert steps[0] == (0, size)
     assert steps[-1] == (size, size)
     assert steps == sorted(set(steps))
@@ -127,7 +86,7 @@ def test_a_model_without_sentence_transformers_files_needs_no_hub_either(machine
 def test_a_cache_that_another_program_filled_is_completed(machine: Machine) -> None:
     """Without modules.json, the pooling of an unknown model would be guessed: the hub is asked; a known one is served."""
     machine.find()
-    (machine.blob.parent / "modules.json").unlink()
+    (machine.snapshot / "modules.json").unlink()
     machine.hub.requests.clear()
     assert machine.find(spec=spec(), hub_offline=True).spec.pooling == "mean"
     with pytest.raises(LoadError, match="hub_offline is set"):
@@ -212,12 +171,6 @@ def test_a_truncated_file_is_refused(machine: Machine) -> None:
     assert machine.hub.fetched() == ["model.safetensors"]
 
 
-def test_a_broken_connection_is_taken_up_again(machine: Machine) -> None:
-    """A transfer that breaks off once ends in the right bytes."""
-    machine.repository.faults["model.safetensors"] = Fault.CUT
-    assert np.array_equal(Weights(machine.find().files)["words"], TENSORS["words"])
-
-
 def test_bit_rot_in_the_cache_is_seen(machine: Machine) -> None:
     """A cached file that changed on disk is named, with the way out."""
     blob = machine.find().files.path("model.safetensors").resolve()
@@ -281,8 +234,8 @@ def test_a_hub_that_is_gone_is_named(machine: Machine) -> None:
 
 def test_a_hub_that_fails_is_named(machine: Machine) -> None:
     """A hub's own error is told by its status."""
-    machine.hub.broken = True
-    with pytest.raises(LoadError, match="answered 503"):
+    machine.hub.failing = 503
+    with pytest.raises(LoadError, match=r"answered 503 \(.*\): try again later"):
         machine.find()
 
 
@@ -296,14 +249,14 @@ def test_a_disk_that_takes_nothing_is_named(machine: Machine, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("model.safetensors", "has no safetensors weights, and pickles are never read"),
-        ("tokenizer.json", "has no tokenizer.json"),
+        ("model.safetensors", r"has no safetensors weights and no onnx/model\.onnx or .*\(pickles are never read\)"),
+        ("tokenizer.json", r"has no tokenizer\.json: convert it"),
     ],
 )
 def test_a_model_that_cannot_run_is_not_downloaded(machine: Machine, missing: str, message: str) -> None:
-    """A repository without safetensors or tokenizer is refused before a byte of it is fetched."""
+    """A repository without weights that are read, or without tokenizer, is refused before a byte of it is fetched."""
     files = tiny()
-    del files[missing]
+    del files[missing], files["onnx/model.onnx"]
     machine.hub.repositories[NAME] = Repository(files)
     with pytest.raises(LoadError, match=message):
         machine.find()

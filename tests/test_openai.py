@@ -278,7 +278,7 @@ async def test_overload_is_429_with_a_time_to_come_back():
         await asyncio.to_thread(busy.wait)
         taken.append(asyncio.create_task(ask(parts, {"input": "b" * 90})))
         async with asyncio.timeout(5):
-            while not parts.engine.find("hash").scheduler.waiting_tokens:  # noqa: ASYNC110  a queue has no event
+            while not parts.engine.replicas.loaded[0].scheduler.waiting_tokens:  # noqa: ASYNC110  a queue has no event
                 await asyncio.sleep(0)
         body = json.dumps({"input": "c" * 90}).encode()
         refused = await parts.api.receive(Call("POST", PATH, {}, body))

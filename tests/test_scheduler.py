@@ -136,11 +136,10 @@ async def test_only_the_poisoned_input_fails():
         assert right(healthy[0], await lanes.ask(healthy[0]))
 
 
-@pytest.mark.parametrize("broken", [np.full((2, 4), np.nan, np.float32), np.ones((4, 4), np.float32)])
-async def test_a_wrong_answer_of_the_model_is_an_error_for_all_its_inputs(broken):
-    """NaN, or another number of vectors than inputs, reaches nobody as an answer."""
+async def test_a_wrong_number_of_answers_is_an_error_for_all_inputs():
+    """Another number of results than inputs reaches nobody as an answer."""
     scheduler = Scheduler(
-        "test", lambda _: broken, budget=Budget(128), lanes=1, max_waiting_tokens=100, observer=Observer()
+        "test", lambda _: np.ones((4, 4), np.float32), budget=Budget(128), lanes=1, max_waiting_tokens=100, observer=Observer()
     )
     with pytest.raises(InferenceFailed):
         await scheduler.submit(encodings([2, 2, 2]), caller=ALICE, priority=Priority.INTERACTIVE, timeout_seconds=5)

@@ -10,11 +10,14 @@ from typing import Any
 
 import structlog
 
-from quiver.api.call import Api, Dialect
+from quiver.api.call import Dialect
+from quiver.api.dispatch import Api
 from quiver.api.health import health_routes
 from quiver.api.http import HttpServer
 from quiver.api.openai import OPENAI
 from quiver.api.openapi import docs_routes
+from quiver.api.root import SHARED
+from quiver.api.router import Router
 from quiver.config import Config
 from quiver.engine.engine import Engine
 from quiver.errors import QuiverError, Refused, SetupError
@@ -23,6 +26,7 @@ from quiver.models.catalogue import Catalogue
 from quiver.models.hub import Progress
 from quiver.service import Service
 from quiver.telemetry.observer import Observer
+from quiver.types import ModelState
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +50,8 @@ def build(config: Config) -> App:
     engine = Engine(config.models, config.engine, Catalogue.load(), observer)
     service = Service(engine, observer)
     dialects = (*DIALECTS, docs_routes(DIALECTS, OPENAI))
-    return App(config, engine, service, Api(dialects, service, Gate(config.server.api_key), observer))
+    router = Router(dialects, SHARED, config.server.root_dialects)
+    return App(config, engine, service, Api(router, OPENAI, service, Gate(config.server.api_key), observer))
 
 
 async def serve(config: Config, progress: Progress) -> None:
@@ -64,7 +69,7 @@ async def serve(config: Config, progress: Progress) -> None:
             if not stopping.is_set():
                 gc.freeze()  # what is loaded stays: no collection walks over it again while requests wait
                 log.info("ready", seconds=round(time.perf_counter() - start, 2), models=_ready_models(app))
-                await _until(stopping, app.engine.wait_for_fault())
+                await _until(stopping, app.engine.replicas.wait_for_fault())
         finally:
             app.service.stopping = True
             log.info("stopping", drain_seconds=config.server.drain_seconds)
@@ -105,7 +110,8 @@ def _on_signals(stopping: asyncio.Event, server: HttpServer) -> None:
 
 
 def _ready_models(app: App) -> list[str]:
-    return [f"{m.id} ({m.dtype}, {m.dimensions} dimensions, {m.max_tokens} tokens)" for m in app.service.models()]
+    ready = (model for model in app.service.models() if model.state is ModelState.READY)
+    return [f"{m.id} ({m.dtype}, {m.dimensions} dimensions, {m.max_tokens} tokens)" for m in ready]
 
 
 def exit_code(error: QuiverError) -> int:

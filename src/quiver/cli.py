@@ -19,7 +19,7 @@ from quiver.errors import QuiverError
 from quiver.models.catalogue import Catalogue
 from quiver.progress import DownloadDisplay
 from quiver.telemetry import logs
-from quiver.types import Caller, EmbedRequest
+from quiver.types import Caller, EmbedRequest, RerankRequest
 
 cli = typer.Typer(
     add_completion=False,
@@ -29,6 +29,18 @@ cli = typer.Typer(
 )
 
 LINES_PER_REQUEST = 256
+ONE_SHOT = (
+    "model",
+    "backend",
+    "dtype",
+    "onnx_file",
+    "default_prompt_name",
+    "data_dir",
+    "hub_endpoint",
+    "hub_offline",
+    "truncate",
+)
+"""Settings of the commands that work without a server."""
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", envvar="QUIVER_CONFIG", help="Settings file (quiver.toml).")
@@ -86,7 +98,7 @@ def serve(*, settings: Config) -> None:
 
 
 @cli.command()
-@with_settings("model", "dtype", "data_dir", "hub_offline", "truncate")
+@with_settings(*ONE_SHOT)
 def embed(
     texts: Annotated[
         list[str], typer.Argument(metavar="TEXT… | -", help="Texts; - reads one a line from standard input.")
@@ -111,6 +123,35 @@ async def _embed(settings: Config, lines: Iterator[str], progress: DownloadDispl
                 print(json.dumps({"text": text, "embedding": vector.tolist()}, ensure_ascii=False))  # noqa: T201  its output
 
 
+@cli.command()
+@with_settings(*ONE_SHOT)
+def rerank(
+    query: Annotated[str, typer.Argument(help="What the documents should be about.")],
+    documents: Annotated[
+        list[str], typer.Argument(metavar="DOCUMENT… | -", help="Documents; - reads one a line from standard input.")
+    ],
+    *,
+    top_n: Annotated[int | None, typer.Option(help="Print only so many of the best.")] = None,
+    raw_scores: Annotated[bool, typer.Option("--raw-scores", help="Print a cross-encoder's logits.")] = False,
+    settings: Config,
+) -> None:
+    """Rank documents without a server, the best first: one JSON object a line."""
+    logs.configure(settings.server)
+    texts = [line.rstrip("\n") for line in sys.stdin] if documents == ["-"] else documents
+    request = RerankRequest(query=query, documents=texts, top_n=top_n, raw_scores=raw_scores)
+    with DownloadDisplay() as progress:
+        _run(_rerank(settings, request, progress))
+
+
+async def _rerank(settings: Config, request: RerankRequest, progress: DownloadDisplay) -> None:
+    async with app.build(settings).engine as engine:
+        await engine.load(progress)
+        ranking = await engine.rerank(request, Caller("cli"))
+        for index, score in zip(ranking.order.tolist(), ranking.scores.tolist(), strict=True):
+            line = {"index": index, "score": score, "text": request.documents[index]}
+            print(json.dumps(line, ensure_ascii=False))  # noqa: T201  its output
+
+
 def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:
     chunk: list[str] = []
     for line in lines:
@@ -132,6 +173,7 @@ def models(*, as_json: Annotated[bool, typer.Option("--json", help="One JSON obj
                 json.dumps(
                     {
                         "id": spec.id,
+                        "kind": spec.kind,
                         "dimensions": spec.dimensions,
                         "max_tokens": spec.max_tokens,
                         "licence": spec.licence,
@@ -140,10 +182,16 @@ def models(*, as_json: Annotated[bool, typer.Option("--json", help="One JSON obj
                 )
             )
         return
-    table = Table("model", "dimensions", "tokens", "pooling", "licence", "also called")
+    table = Table("model", "kind", "dimensions", "tokens", "pooling", "licence", "also called")
     for spec in specs:
         table.add_row(
-            spec.id, str(spec.dimensions), str(spec.max_tokens), spec.pooling, spec.licence, ", ".join(spec.aliases)
+            spec.id,
+            spec.kind,
+            str(spec.dimensions),
+            str(spec.max_tokens),
+            spec.pooling,
+            spec.licence,
+            ", ".join(spec.aliases),
         )
     Console().print(table)
 
@@ -188,7 +236,7 @@ def bench(  # noqa: PLR0913  a command's options are its arguments
 def _server_arguments(settings: Config) -> tuple[str, ...]:
     """Give a server that the bench starts the settings that the bench itself was given."""
     given = {name: getattr(settings.engine, name) for name in ("lanes", "batch_tokens")}
-    given |= {"model": settings.models.model[0], "dtype": settings.models.dtype}
+    given |= {"model": settings.models.model[0], "dtype": settings.models.settings_of(settings.models.model[0]).dtype}
     return tuple(part for name, value in given.items() for part in (config.FIELDS[name].flag, str(value)))
 
 

@@ -14,6 +14,7 @@
     │   └── WrongMediaType
     ├── Unavailable                the caller may try again
     │   ├── NotReady               models are still loading
+    │   ├── LoadFailed             a model that is loaded on first use could not be
     │   ├── Overloaded             admission said no
     │   ├── DeadlineExceeded       the answer would come too late
     │   └── Closed                 the server is stopping
@@ -123,6 +124,13 @@ class NotReady(Unavailable):
     """The model is still loading."""
 
     code = "not_ready"
+
+
+class LoadFailed(Unavailable):
+    """A model that is loaded on first use could not be loaded; another attempt is made later."""
+
+    code = "model_load_failed"
+    retry_after_seconds = 30.0
 
 
 class Overloaded(Unavailable):

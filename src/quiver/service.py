@@ -7,7 +7,24 @@ from dataclasses import dataclass
 from quiver.engine.engine import Engine
 from quiver.errors import NotReady, Overloaded, QuiverError, UnknownModel
 from quiver.telemetry.observer import Observer
-from quiver.types import Caller, Embeddings, EmbedRequest, ModelState, ModelStatus
+from quiver.types import (
+    Caller,
+    Classification,
+    ClassifyRequest,
+    DecodeRequest,
+    Embeddings,
+    EmbedRequest,
+    ModelStatus,
+    Queue,
+    Ranking,
+    RerankRequest,
+    Similarities,
+    SimilarityRequest,
+    SparseEmbeddings,
+    TokenEmbeddings,
+    Tokenization,
+    TokenizeRequest,
+)
 
 
 @dataclass(slots=True)
@@ -22,21 +39,53 @@ class Service:
         """Turn inputs into vectors."""
         return await self.engine.embed(request, caller)
 
+    async def embed_tokens(self, request: EmbedRequest, caller: Caller) -> TokenEmbeddings:
+        """Turn each token of the inputs into a vector."""
+        return await self.engine.embed_tokens(request, caller)
+
+    async def embed_sparse(self, request: EmbedRequest, caller: Caller) -> SparseEmbeddings:
+        """Turn inputs into weights of words."""
+        return await self.engine.embed_sparse(request, caller)
+
+    async def rerank(self, request: RerankRequest, caller: Caller) -> Ranking:
+        """Put documents in the order of their relevance to a query."""
+        return await self.engine.rerank(request, caller)
+
+    async def classify(self, request: ClassifyRequest, caller: Caller) -> Classification:
+        """Give inputs a score for each label."""
+        return await self.engine.classify(request, caller)
+
+    async def compare(self, request: SimilarityRequest, caller: Caller) -> Similarities:
+        """Give the cosine of each text with a source."""
+        return await self.engine.compare(request, caller)
+
+    async def tokenize(self, request: TokenizeRequest) -> Tokenization:
+        """Cut texts into tokens."""
+        return await self.engine.tokenize(request)
+
+    async def decode(self, request: DecodeRequest) -> list[str]:
+        """Turn token ids back into texts."""
+        return await self.engine.decode(request)
+
+    def queue(self, model: str | None = None) -> Queue:
+        """Tell what waits for a model; nothing does for one that is not loaded."""
+        return self.engine.replicas.queue(model)
+
     def models(self) -> Sequence[ModelStatus]:
-        """List the configured models with their state."""
-        return self.engine.statuses
+        """List the models that may be asked for with their state, the configured ones first."""
+        return self.engine.replicas.statuses
 
     def model(self, name: str) -> ModelStatus:
         """Return one model by id or alias. Raises `UnknownModel`."""
         wanted = name.lower()
-        for status in self.engine.statuses:
+        for status in self.models():
             if wanted in (status.id.lower(), *(alias.lower() for alias in status.aliases)):
                 return status
         raise UnknownModel(f"the model {name!r} is not served here", param="model")
 
     def is_loading(self) -> bool:
-        """Tell whether a model is still on its way."""
-        return any(status.state is not ModelState.READY for status in self.engine.statuses)
+        """Tell whether a configured model is still on its way."""
+        return not self.engine.replicas.is_complete
 
     async def check_ready(self) -> None:
         """Prove readiness by a real forward pass of every model; raises what stands in the way."""
@@ -53,4 +102,4 @@ class Service:
 
     def fault(self) -> QuiverError | None:
         """Why this process can serve no more, if so."""
-        return self.engine.died
+        return self.engine.replicas.died

@@ -80,6 +80,10 @@ class EmbedRequest(ModelRequest):
     """One of the model's own prompts, by name; one that it does not have is refused."""
     task: str | None = None
     """What the inputs are for (query, document, …): the prompt of that name, where the model has one."""
+    normalize: bool | None = None
+    """Scale vectors to unit length, or not; None does as the model's own pipeline."""
+    late_chunking: bool = False
+    """Read all texts as one, so that each vector knows what stands around its text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +96,35 @@ class RerankRequest(ModelRequest):
     """How many of the best to return; None means all."""
     raw_scores: bool = False
     """Return a cross-encoder's logits instead of values from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimilarityRequest(ModelRequest):
+    """Texts to compare with a source."""
+
+    source: str
+    texts: Sequence[str]
+    prompt_name: str | None = None
+    """One of the model's own prompts, before the source and each text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizeRequest(ModelRequest):
+    """Texts to cut into tokens; none is shortened."""
+
+    texts: Sequence[str]
+    special_tokens: bool = True
+    """Add those that the model reads around a text."""
+    prompt_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeRequest(ModelRequest):
+    """Token ids to turn back into texts."""
+
+    ids: Sequence[Sequence[int]]
+    special_tokens: bool = False
+    """Write special tokens too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +207,35 @@ class Ranking:
 
 
 @dataclass(frozen=True, slots=True)
+class Similarities:
+    """The cosine of each text with the source, in the order of the texts."""
+
+    model: str
+    scores: Floats  # (N,)
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of a text."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    """Where it begins in the text, in characters; None for a special token."""
+    stop: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenization:
+    """The tokens of each text, in the order of the texts."""
+
+    model: str
+    tokens: Sequence[Sequence[Token]]
+
+
+@dataclass(frozen=True, slots=True)
 class Classification:
     """A score per label for each input, in the order of the inputs."""
 
@@ -193,6 +255,8 @@ class Encoding:
     """It was longer, and was cut."""
     per_token: bool = False
     """A vector for each of its tokens is wanted instead of one for all."""
+    unscaled: bool = False
+    """Its vector, or vectors, are wanted as the model computes them, whatever their length."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -230,6 +294,17 @@ class FileProgress:
     file: str
     done_bytes: int
     total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What waits for a model."""
+
+    inputs: int
+    tokens: int
+    capacity_tokens: int
+    seconds: float
+    """How long it will take until a new input is computed, by the speed measured so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,36 +1,19 @@
-"""A request and its reply without a transport: HTTP, a socket, a line of a file all meet in `Api.receive`.
+"""A request and its reply without a transport, and what a dialect is made of: routes, and the shape of its errors."""
 
-Knows no dialect: routes say which one they belong to, and that one writes the reply, errors included.
-"""
-
-import re
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 import msgspec
-import structlog
 
 from quiver import errors
-from quiver.errors import (
-    InvalidInput,
-    InvalidJson,
-    QuiverError,
-    Unavailable,
-    UnknownRoute,
-    WrongMediaType,
-    WrongMethod,
-)
-from quiver.gate import Gate
+from quiver.errors import InvalidInput, InvalidJson, QuiverError, Unavailable, WrongMediaType, WrongMethod
 from quiver.service import Service
-from quiver.telemetry.observer import Observer
-from quiver.types import Caller
+from quiver.types import Caller, Timings
 
 JSON = "application/json"
 LOCAL = Caller("local")
-log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
@@ -42,6 +25,8 @@ class Call:
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    query: Mapping[str, str] = field(default_factory=dict)
+    """What stands behind the path's `?`; of a name that comes twice, the last."""
     peer: str = "local"
     """Address of the other side; without keys, callers take turns by it."""
     params: Mapping[str, str] = field(default_factory=dict)
@@ -57,6 +42,8 @@ class Reply:
     body: bytes
     media_type: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
+    timings: Timings | None = None
+    """Where its time went; sent as `server-timing`."""
 
 
 Handler = Callable[[Service, Call], Awaitable[Reply]]
@@ -84,9 +71,14 @@ class Dialect:
 
     name: str
     routes: Sequence[Route]
+    """At the paths that the API has by nature."""
     render_error: Callable[[int, QuiverError], bytes]
+    statuses: Mapping[type[QuiverError], int] = field(default_factory=dict)
+    """Where this API's statuses differ from `STATUSES`."""
     error: Any = None
     """The struct of an error's body, for OpenAPI."""
+    has_prefix: bool = True
+    """Its routes stand under `/NAME` too, where no other API is."""
 
 
 STATUSES: dict[type[QuiverError], int] = {
@@ -106,15 +98,19 @@ STATUSES: dict[type[QuiverError], int] = {
 """The nearest ancestor counts; anything else is 500."""
 
 
-def status_of(error: QuiverError) -> int:
-    """Return the HTTP status of a domain error."""
-    return next((STATUSES[cls] for cls in type(error).__mro__ if cls in STATUSES), 500)
+def status_of(error: QuiverError, own: Mapping[type[QuiverError], int] | None = None) -> int:
+    """Return the HTTP status of a domain error, by a dialect's own table first."""
+    statuses = {**STATUSES, **(own or {})}
+    return next((statuses[cls] for cls in type(error).__mro__ if cls in statuses), 500)
 
 
-def decode_json(call: Call, kind: type[T]) -> T:
-    """Decode and validate a JSON body; raises `InvalidInput` with the path of the field, or `WrongMediaType`."""
+def decode_json(call: Call, kind: type[T], *, any_media_type: bool = False) -> T:
+    """Decode and validate a JSON body; raises `InvalidInput` with the path of the field, or `WrongMediaType`.
+
+    `any_media_type` is for APIs whose own servers do not look at the content type.
+    """
     media_type = call.headers.get("content-type", JSON).partition(";")[0].strip().lower()
-    if media_type != JSON and not media_type.endswith("+json"):
+    if media_type != JSON and not media_type.endswith("+json") and not any_media_type:
         raise WrongMediaType(f"the body is {media_type or 'of no type'}: send JSON with 'Content-Type: {JSON}'")
     if not call.body:
         raise InvalidJson("the body is empty: send a JSON object")
@@ -131,90 +127,9 @@ def decode_json(call: Call, kind: type[T]) -> T:
         raise InvalidJson(f"the body is not JSON: {error}") from error
 
 
-class Router:
-    """Finds the route of a method and a path: a dictionary for fixed paths, patterns for the others."""
-
-    def __init__(self, dialects: Sequence[Dialect]) -> None:
-        self._fixed: dict[str, dict[str, tuple[Dialect, Route]]] = {}
-        self._patterns: list[tuple[re.Pattern[str], dict[str, tuple[Dialect, Route]]]] = []
-        templates: dict[str, dict[str, tuple[Dialect, Route]]] = {}
-        for dialect in dialects:
-            for route in dialect.routes:
-                methods = templates.setdefault(route.path, {})
-                if route.method in methods:
-                    other = methods[route.method][0].name
-                    raise ValueError(
-                        f"{dialect.name} and {other} both claim {route.method} {route.path}. This is a bug."
-                    )
-                methods[route.method] = (dialect, route)
-        for template, methods in templates.items():
-            if "{" in template:
-                self._patterns.append((_pattern(template), methods))
-            else:
-                self._fixed[template] = methods
-
-    def find(self, method: str, path: str) -> tuple[Dialect, Route, Mapping[str, str]]:
-        """Return the route and what its template matched. Raises `UnknownRoute` or `WrongMethod`."""
-        methods, params = self._match(path)
-        method = "GET" if method == "HEAD" else method
-        if method not in methods:
-            allowed = tuple(sorted(methods))
-            raise WrongMethod(f"{path} does not take {method}, only {' and '.join(allowed)}", allowed=allowed)
-        return *methods[method], params
-
-    def _match(self, path: str) -> tuple[Mapping[str, tuple[Dialect, Route]], Mapping[str, str]]:
-        if methods := self._fixed.get(path):
-            return methods, {}
-        for pattern, methods in self._patterns:
-            if match := pattern.fullmatch(path):
-                return methods, match.groupdict()
-        raise UnknownRoute("nothing lives at this path; GET /openapi.json lists what does")
-
-
-def _pattern(template: str) -> re.Pattern[str]:
-    """`/v1/models/{id:path}` -> a pattern with the group `id`."""
-    parts = re.split(r"\{(\w+)(:path)?\}", template)
-    text = re.escape(parts[0])
-    for name, kind, literal in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
-        text += f"(?P<{name}>{'.+' if kind else '[^/]+'})" + re.escape(literal)
-    return re.compile(text)
-
-
-class Api:
-    """Every dialect behind one door."""
-
-    def __init__(self, dialects: Sequence[Dialect], service: Service, gate: Gate, observer: Observer) -> None:
-        self._router = Router(dialects)
-        self._fallback = dialects[0]
-        self._service = service
-        self._gate = gate
-        self._observer = observer
-
-    async def receive(self, call: Call) -> Reply:
-        """Answer a call; whatever happens, in the shape of the dialect that it was made in."""
-        start = time.perf_counter()
-        dialect, template = self._fallback, "unmatched"
-        try:
-            dialect, route, params = self._router.find(call.method, call.path)
-            template = route.path
-            caller = Caller(call.peer) if route.public else self._gate.admit(call.headers, call.peer)
-            reply = await route.handler(self._service, replace(call, params=params, caller=caller))
-        except QuiverError as error:
-            reply = refuse(dialect, error)
-        except Exception:
-            log.exception("a handler failed", route=template)
-            reply = refuse(dialect, QuiverError("the server failed; the log says why"))
-        self._observer.request_answered(dialect.name, template, reply.status, time.perf_counter() - start)
-        return reply
-
-    def refuse(self, error: QuiverError) -> Reply:
-        """Answer a call that could not even be read."""
-        return refuse(self._fallback, error)
-
-
 def refuse(dialect: Dialect, error: QuiverError) -> Reply:
     """Write an error in a dialect's shape, with the headers that tell a client when to come back."""
-    status, headers = status_of(error), {}
+    status, headers = status_of(error, dialect.statuses), {}
     if isinstance(error, Unavailable):
         headers["retry-after"] = str(max(1, round(error.retry_after_seconds + 0.5)))
         headers["retry-after-ms"] = str(round(error.retry_after_seconds * 1000))

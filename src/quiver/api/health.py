@@ -11,6 +11,15 @@ from quiver import __version__
 from quiver.api.call import Call, Dialect, Reply, Route
 from quiver.errors import NotReady
 from quiver.service import Service
+from quiver.types import ModelState, ModelStatus
+
+
+class Download(msgspec.Struct):
+    """How far a file is."""
+
+    file: str
+    done_bytes: int
+    total_bytes: int
 
 
 class ModelHealth(msgspec.Struct):
@@ -19,6 +28,7 @@ class ModelHealth(msgspec.Struct):
     id: str
     state: str
     error: str
+    downloads: list[Download]
 
 
 class Health(msgspec.Struct):
@@ -66,8 +76,13 @@ async def metrics(service: Service, call: Call) -> Reply:
 
 
 def _reply(service: Service, status: int, word: str) -> Reply:
-    models = [ModelHealth(m.id, m.state, m.error) for m in service.models()]
+    models = [_model(m) for m in service.models() if m.state is not ModelState.AVAILABLE]
     return Reply(status, msgspec.json.encode(Health(word, __version__, time.time(), models)))
+
+
+def _model(status: ModelStatus) -> ModelHealth:
+    downloads = [Download(p.file, p.done_bytes, p.total_bytes) for p in status.downloads]
+    return ModelHealth(status.id, status.state, status.error, downloads)
 
 
 def health_routes(shape: Dialect) -> Dialect:
@@ -82,4 +97,5 @@ def health_routes(shape: Dialect) -> Dialect:
         ],
         render_error=shape.render_error,
         error=shape.error,
+        has_prefix=False,
     )

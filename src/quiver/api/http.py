@@ -8,12 +8,14 @@ import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any
+from urllib.parse import parse_qsl
 
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from quiver.api.call import Api, Call, Reply
+from quiver.api.call import Call, Reply
+from quiver.api.dispatch import Api
 from quiver.config import ServerConfig
 from quiver.errors import BodyTooLarge, ConfigError
 
@@ -49,7 +51,8 @@ class HttpApp:
                 await _send_and_close(self._api.refuse(error), _request_id(headers), receive, send)
                 return
             peer = scope["client"][0] if scope.get("client") else "local"
-            call = Call(scope["method"], scope["path"], headers, body, peer)
+            query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+            call = Call(scope["method"], scope["path"], headers, body, query, peer)
             reply = await _unless_disconnected(self._api.receive(call), receive)
             await _send(reply, _request_id(headers), send)
 

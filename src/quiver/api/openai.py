@@ -11,6 +11,7 @@ from typing import Literal, cast
 import msgspec
 import orjson
 
+from quiver import types
 from quiver.api.call import Call, Dialect, Reply, Route, decode_json
 from quiver.engine.outputs import to_base64
 from quiver.errors import EngineError, InvalidInput, QuiverError, Unavailable
@@ -31,6 +32,10 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
     user: str | None = None
     truncate: bool | None = None
     """Not OpenAI's: cut an over-long input instead of refusing it."""
+    prompt_name: str | None = None
+    """Not OpenAI's: the model's own prompt of this name before each text."""
+    input_type: str | None = None
+    """Not OpenAI's: what the texts are for (query, document): the prompt for that, where the model has one."""
 
 
 class Embedding(msgspec.Struct):
@@ -46,6 +51,8 @@ class Usage(msgspec.Struct):
 
     prompt_tokens: int
     total_tokens: int
+    truncated_inputs: list[int] | msgspec.UnsetType = msgspec.UNSET
+    """Not OpenAI's: the inputs that were cut, if any."""
 
 
 class EmbeddingsReply(msgspec.Struct):
@@ -65,8 +72,11 @@ class Model(msgspec.Struct):
     created: int
     owned_by: str
     state: str
+    kind: str
     dimensions: int
     max_tokens: int
+    prompts: list[str]
+    backend: str
     dtype: str
     batch_invariant: bool
 
@@ -101,6 +111,8 @@ async def create_embeddings(service: Service, call: Call) -> Reply:
         model=body.model or call.params.get("deployment"),
         dimensions=body.dimensions,
         truncate=body.truncate,
+        prompt_name=body.prompt_name,
+        task=body.input_type,
         timeout_seconds=_patience(call),
     )
     embeddings = await service.embed(request, call.caller)
@@ -108,6 +120,7 @@ async def create_embeddings(service: Service, call: Call) -> Reply:
         200,
         await render_embeddings(embeddings, as_base64=body.encoding_format == "base64"),
         headers={"openai-processing-ms": str(round(embeddings.usage.timings.total * 1000))},
+        timings=embeddings.usage.timings,
     )
 
 
@@ -147,9 +160,14 @@ async def render_embeddings(embeddings: Embeddings, *, as_base64: bool) -> bytes
         parts.append(orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
         if start + VECTORS_PER_PART < len(embeddings.vectors):
             await asyncio.sleep(0)
-    usage = orjson.dumps({"prompt_tokens": embeddings.usage.num_tokens, "total_tokens": embeddings.usage.num_tokens})
+    usage = msgspec.json.encode(_usage(embeddings.usage))
     model = orjson.dumps(embeddings.model)
     return b'{"object":"list","data":[%b],"model":%b,"usage":%b}' % (b",".join(parts), model, usage)
+
+
+def _usage(usage: types.Usage) -> Usage:
+    truncated = list(usage.truncated) or msgspec.UNSET
+    return Usage(usage.num_tokens, usage.num_tokens, truncated)
 
 
 async def list_models(service: Service, call: Call) -> Reply:
@@ -170,8 +188,11 @@ def _model(status: ModelStatus) -> Model:
         created=status.created,
         owned_by=status.id.partition("/")[0] if "/" in status.id else "local",
         state=status.state,
+        kind=status.kind,
         dimensions=status.dimensions,
         max_tokens=status.max_tokens,
+        prompts=list(status.prompts),
+        backend=status.backend,
         dtype=status.dtype,
         batch_invariant=status.batch_invariant,
     )
@@ -200,7 +221,7 @@ def _routes(base: str) -> list[Route]:
 
 AZURE = Route(
     "POST",
-    "/openai/deployments/{deployment:path}/embeddings",
+    "/deployments/{deployment:path}/embeddings",
     create_embeddings,
     "Embed texts (Azure's form)",
     EmbeddingsBody,
@@ -209,7 +230,7 @@ AZURE = Route(
 
 OPENAI = Dialect(
     name="openai",
-    routes=[*_routes("/v1"), *_routes("/openai/v1"), AZURE],
+    routes=[*_routes("/v1"), *_routes(""), AZURE],
     render_error=render_error,
     error=ErrorReply,
 )

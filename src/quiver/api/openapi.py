@@ -2,7 +2,7 @@
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import msgspec
 
 from quiver import __version__
 from quiver.api.call import JSON, Call, Dialect, Reply, Route
+from quiver.api.router import mounted
 from quiver.errors import UnknownRoute
 from quiver.service import Service
 
@@ -51,6 +52,7 @@ def docs_routes(dialects: Sequence[Dialect], shape: Dialect) -> Dialect:
         ],
         render_error=shape.render_error,
         error=shape.error,
+        has_prefix=False,
     )
 
 
@@ -81,12 +83,16 @@ def _assets() -> Path:
 def describe(dialects: Sequence[Dialect]) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the dialects' routes."""
     kinds = [kind for d in dialects for r in d.routes for kind in (r.body, r.reply, d.error) if kind is not None]
-    _, schemas = msgspec.json.schema_components(dict.fromkeys(kinds), ref_template="#/components/schemas/{name}")
+    unique = list(dict.fromkeys(kinds))
+    references, schemas = msgspec.json.schema_components(unique, ref_template="#/components/schemas/{name}")
+    schema_of = dict(zip(unique, references, strict=True))
+    claims: dict[tuple[str, str], list[tuple[Dialect, Route]]] = {}
+    for path, dialect, route in mounted(dialects):
+        claims.setdefault((path, route.method), []).append((dialect, route))
     paths: dict[str, dict[str, Any]] = {}
-    for dialect in dialects:
-        for route in dialect.routes:
-            path = re.sub(r":path\}", "}", route.path)
-            paths.setdefault(path, {})[route.method.lower()] = _operation(dialect, route)
+    for (path, method), claimants in claims.items():
+        operations = paths.setdefault(re.sub(r":path\}", "}", path), {})
+        operations[method.lower()] = _operation(path, claimants, schema_of)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -99,28 +105,32 @@ def describe(dialects: Sequence[Dialect]) -> dict[str, Any]:
     }
 
 
-def _operation(dialect: Dialect, route: Route) -> dict[str, Any]:
+def _operation(path: str, claims: Sequence[tuple[Dialect, Route]], schema_of: Mapping[Any, Any]) -> dict[str, Any]:
+    """Describe what lives at a path: one API's route, or that of several, told apart by what is sent."""
+    method = claims[0][1].method.lower()
     operation: dict[str, Any] = {
-        "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{route.path}").strip("_"),
-        "summary": route.summary,
-        "tags": [dialect.name],
+        "operationId": re.sub(r"\W+", "_", f"{method}{path}").strip("_"),
+        "summary": " · ".join(dict.fromkeys(route.summary for _, route in claims)),
+        "tags": [dialect.name for dialect, _ in claims],
         "parameters": [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in re.findall(r"\{(\w+)", route.path)
+            for name in re.findall(r"\{(\w+)", path)
         ],
         "responses": {
-            "200": {"description": "Success"} | _content(route.reply),
-            "default": {"description": "What went wrong"} | _content(dialect.error),
+            "200": {"description": "Success"} | _content([route.reply for _, route in claims], schema_of),
+            "default": {"description": "What went wrong"}
+            | _content([dialect.error for dialect, _ in claims], schema_of),
         },
     }
-    if route.body is not None:
-        operation["requestBody"] = {"required": True} | _content(route.body)
-    if not route.public:
+    if bodies := [route.body for _, route in claims if route.body is not None]:
+        operation["requestBody"] = {"required": True} | _content(bodies, schema_of)
+    if not all(route.public for _, route in claims):
         operation["security"] = [{}, {"key": []}]
     return operation
 
 
-def _content(kind: Any) -> dict[str, Any]:
-    if kind is None:
+def _content(kinds: Sequence[Any], schema_of: Mapping[Any, Any]) -> dict[str, Any]:
+    schemas = [schema_of[kind] for kind in dict.fromkeys(kinds) if kind is not None]
+    if not schemas:
         return {}
-    return {"content": {JSON: {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}}
+    return {"content": {JSON: {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}}}

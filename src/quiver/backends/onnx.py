@@ -1,20 +1,14 @@
-"""Models on ONNX Runtime: the only file that knows it.
+"""Compiled graphs over packed tokens, on ONNX Runtime."""
 
-A compiled graph runs over packed tokens in one of two sessions. Under load each lane computes on its own core (the
-narrow session): no lane waits for another's threads, which is worth a tenth of the throughput. A forward pass that
-finds itself alone spreads over all cores (the wide session): that halves the latency of an idle server.
-"""
-
-import os
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast, get_args
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from quiver.backends.sessions import Sessions, cores
 from quiver.config import Dtype
 from quiver.errors import LoadError
 from quiver.graphs import compile_graph
@@ -29,8 +23,6 @@ from quiver.types import Floats, PackedBatch
 BATCH_TOKENS = 224
 """Measured: fewer stream the weights through the caches too often, with more the attention over packed inputs
 costs more than it saves, and above 256 the products' inner blocks show in the last bit."""
-MAX_BYTES_FOR_TWO = 512 << 20
-"""Each session packs the weights for itself; a model that is larger than this has the wide one alone."""
 
 
 def _averages(batch: PackedBatch) -> Floats:
@@ -68,10 +60,7 @@ class OnnxBackend:
         self.max_positions = graph.max_positions
         self._inputs = graph.inputs
         num_bytes = sum(weight.nbytes for weight in graph.weights.values())
-        self._wide: ort.InferenceSession = _session(graph, threads=cores())
-        self._narrow = _session(graph, threads=1) if num_bytes <= MAX_BYTES_FOR_TWO else self._wide
-        self._running = 0
-        self._lock = threading.Lock()
+        self._sessions = Sessions(partial(_start, graph), num_bytes=num_bytes)
 
     def forward(self, batch: PackedBatch) -> Floats:
         """Return the graph's result: (T, ·), or (B, ·) where it is pooled."""
@@ -79,24 +68,13 @@ class OnnxBackend:
         if "cells" in self._inputs:
             rows = lay_rows(batch.lengths)
             given |= {"cells": rows.cells, "segments": rows.segments, "places": rows.places}
-        with self._free_session() as session:
+        with self._sessions.free() as session:
             result: Floats = session.run(["result"], {name: given[name] for name in self._inputs})[0]
         return result
 
-    @contextmanager
-    def _free_session(self) -> Iterator[ort.InferenceSession]:
-        with self._lock:
-            self._running += 1
-            session = self._wide if self._running == 1 else self._narrow
-        try:
-            yield session
-        finally:
-            with self._lock:
-                self._running -= 1
-
     def close(self) -> None:
         """Give back the sessions' memory."""
-        del self._wide, self._narrow
+        self._sessions.close()
 
 
 def load(files: ModelFiles, spec: ModelSpec, *, dtype: Dtype, lanes: int = 0) -> OnnxBackend:
@@ -120,20 +98,7 @@ def _dense(files: ModelFiles, folder: str) -> Dense:
     return Dense(weights["linear.weight"], weights.get("linear.bias"), cast(DenseActivation, activation))
 
 
-def cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _session(graph: CompiledGraph, *, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # the pattern's key is a XOR of sizes: two shapes can share one
-    # The arena keeps what the largest batch took. Batches are bounded, so it is small, and worth 6 % of the throughput.
-    options.enable_cpu_mem_arena = True
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the core to others
+def _start(graph: CompiledGraph, options: ort.SessionOptions) -> ort.InferenceSession:
     options.add_external_initializers(*_external(graph.weights))
     try:
         return ort.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])

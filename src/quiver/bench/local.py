@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from quiver import app
-from quiver.backends.onnx import cores
+from quiver.backends.sessions import cores
 from quiver.bench.limit import Embed, Limits, ModelShape
 from quiver.bench.workload import exact_texts
 from quiver.config import Config
@@ -30,7 +30,7 @@ def local_limits(settings: Config) -> Limits:
 def idle_texts(settings: Config) -> Mapping[str, Sequence[str]]:
     """Return distinct texts of exact lengths, for the latency of a server that has nothing else to do."""
     found = _found(settings)
-    encode = tokenizer.load(found.files.path("tokenizer.json"), max_tokens=found.spec.max_tokens).encode
+    encode = tokenizer.load(found.files.path("tokenizer.json"), found.spec).encode
     count = lambda text: len(encode([text], truncate=False)[0])  # noqa: E731  one line beside its only use
     return {f"{n} tokens": exact_texts(n, IDLE_TEXTS, count) for n in IDLE_TOKENS}
 

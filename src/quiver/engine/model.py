@@ -2,22 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from quiver.backends import Backend, onnx
-from quiver.config import Dtype
+from quiver.backends import Backend, onnx, onnx_file
+from quiver.config import Dtype, ModelSettings
 from quiver.engine import tokenizer
 from quiver.engine.packing import pack
 from quiver.engine.pooling import normalise, pool, word_weights
 from quiver.engine.tokenizer import Tokenizer
 from quiver.errors import LoadError
+from quiver.graphs import is_known
 from quiver.models.catalogue import ModelSpec
 from quiver.models.files import ModelFiles
-from quiver.types import Encoding, Floats, PackedBatch, Results
+from quiver.types import Encoding, Floats, PackedBatch, Pair, Results
 
 _PROBE_LENGTHS = (2, 17, 1, 40, 9, 33, 21, 5)
 """Tokens of the inputs that the warm-up computes alone and packed; all of them fill one batch on a CPU."""
+_PAIR_MARK = "␞"
+_INT8_TOLERANCE = 0.05
 
 
 class NotFinite(ValueError):
@@ -39,39 +43,50 @@ class Model:
         A result is a vector (H,), or logits (L,), the weights of words (V,), or a vector for each token (T, D).
         """
         batch = pack(encodings)
-        output = self.backend.forward(batch)
-        if not np.isfinite(output).all():
+        results = self._results(self.backend.forward(batch), batch, encodings)
+        if not (np.isfinite(results).all() if isinstance(results, np.ndarray) else _are_finite(results)):
             raise NotFinite("a result is not finite")
-        if self.spec.kind in {"rerank", "classify"}:
-            return output
-        if self.spec.kind == "sparse":
-            return word_weights(output, batch.cu_seqlens)
-        if self.spec.kind == "multi_vector":
-            return self._each_token(output, batch)
-        vectors = output if self.backend.pooled else pool(output, batch.cu_seqlens, self.spec.pooling)
-        vectors = normalise(vectors) if self.spec.normalize else vectors
-        if any(encoding.per_token for encoding in encodings):
-            tokens = self._each_token(output, batch)
-            return [tokens[i] if e.per_token else vectors[i] for i, e in enumerate(encodings)]
-        return vectors
+        return results
 
-    def _each_token(self, output: Floats, batch: PackedBatch) -> Sequence[Floats]:
-        vectors = normalise(output) if self.spec.normalize else output
-        return np.split(vectors, batch.cu_seqlens[1:-1])
+    def _results(self, output: Floats, batch: PackedBatch, encodings: Sequence[Encoding]) -> Results:
+        match self.spec.kind:
+            case "rerank" | "classify":
+                return output
+            case "sparse":
+                return word_weights(output, batch.cu_seqlens)
+            case "multi_vector":
+                return np.split(normalise(output) if self.spec.normalize else output, batch.cu_seqlens[1:-1])
+            case "embed":
+                return self._embed(output, batch, encodings)
 
-    def is_batch_invariant(self) -> bool:
-        """Tell whether this machine computes the same bits for an input alone and packed. Raises `LoadError`.
+    def _embed(self, output: Floats, batch: PackedBatch, encodings: Sequence[Encoding]) -> Results:
+        pooled = output if self.backend.pooled else pool(output, batch.cu_seqlens, self.spec.pooling)
+        vectors = normalise(pooled) if self.spec.normalize else pooled
+        if not any(encoding.per_token or encoding.unscaled for encoding in encodings):
+            return vectors
+        tokens = np.split(output, batch.cu_seqlens[1:-1])
+        return [tokens[i] if e.per_token else pooled[i] if e.unscaled else vectors[i] for i, e in enumerate(encodings)]
 
-        It is also the warm-up: what is wrong with the weights' shapes shows here, before anyone is served.
+    def warm_up(self) -> bool:
+        """Compute the largest batch and some small ones; tell whether this machine gives the same bits alone and packed.
+
+        What is wrong with the weights' shapes shows here, before anyone is served. Raises `LoadError`.
         """
         try:
-            return self._probe()
+            self._compute_largest()
+            return self._is_batch_invariant()
         except Exception as error:
             raise LoadError(f"{self.spec.id} is loaded but cannot compute: {error}") from error
 
-    def _probe(self) -> bool:
+    def _compute_largest(self) -> None:
+        length = min(self.spec.max_tokens, self.backend.batch_tokens)
+        count = max(1, self.backend.batch_tokens // length)
+        self.compute([Encoding(np.zeros(length, np.int64))] * count)
+
+    def _is_batch_invariant(self) -> bool:
         rng = np.random.default_rng(0)
-        probes = [Encoding(rng.integers(0, self.backend.vocab_size, n)) for n in _PROBE_LENGTHS]
+        lengths = [min(length, self.spec.max_tokens) for length in _PROBE_LENGTHS]
+        probes = [Encoding(rng.integers(0, self.backend.vocab_size, n)) for n in lengths]
         alone = [self.compute([probe])[0] for probe in probes]
         orders = (np.arange(len(probes)), np.arange(len(probes))[::-1], rng.permutation(len(probes)))
         return all(
@@ -80,10 +95,54 @@ class Model:
             for i, result in zip(order, self.compute([probes[i] for i in order]), strict=True)
         )
 
+    def check_golden(self) -> None:
+        """Compare with numbers that the true weights are known to give. Raises `LoadError`."""
+        if not (golden := self.spec.golden):
+            return
+        query, _, document = golden.text.partition(_PAIR_MARK)
+        (encoding,) = self.tokenizer.encode([Pair(query, document) if document else query], truncate=True)
+        found = self.compute([encoding])[0][: len(golden.first)]
+        tolerance = golden.tolerance if self.dtype == "float32" else _INT8_TOLERANCE
+        if np.abs(found - np.array(golden.first)).max() > tolerance:
+            raise LoadError(
+                f"{self.spec.id} computes {np.round(found, 4).tolist()} for {golden.text!r}, but its true weights give "
+                f"{list(golden.first)}: its files are damaged or another model's (self_test=false loads it all the same)"
+            )
 
-def load(spec: ModelSpec, files: ModelFiles, *, dtype: Dtype, lanes: int) -> Model:
-    """Load a model from its files; blocks. Raises `LoadError`, naming the file."""
-    backend = onnx.load(files, spec, dtype=dtype, lanes=lanes)
+
+def _are_finite(results: Sequence[Floats]) -> bool:
+    return all(np.isfinite(result).all() for result in results)
+
+
+def load(spec: ModelSpec, files: ModelFiles, settings: ModelSettings, *, lanes: int, cache: Path) -> Model:
+    """Load a model from its files; blocks. Raises `LoadError`, naming the file, or `MissingExtra`.
+
+    `cache` is where a backend may keep what it has converted.
+    """
+    if settings.backend in {"torch", "ct2"}:
+        from quiver.backends import ct2, pytorch
+
+    backend_name = settings.backend
+    asked = settings.dtype if settings.dtype != "auto" else spec.dtype or "auto"
+    match backend_name:
+        case "torch":
+            dtype: Dtype = pytorch.best_dtype() if asked == "auto" else asked
+            backend: Backend = pytorch.load(files, spec, dtype=dtype, lanes=lanes)
+        case "ct2":
+            dtype = "float32" if asked == "auto" else asked
+            backend = ct2.load(files, spec, dtype=dtype, lanes=lanes, cache=cache)
+        case _:
+            dtype = "float32" if asked == "auto" else asked
+            backend = _load_onnx(files, spec, dtype, lanes)
     if spec.max_tokens > backend.max_positions:
+        backend.close()
         raise LoadError(f"{spec.id} has {backend.max_positions} positions, but max_tokens is {spec.max_tokens}")
-    return Model(spec, dtype, tokenizer.load(files.path("tokenizer.json"), max_tokens=spec.max_tokens), backend)
+    return Model(spec, dtype, tokenizer.load(files.path("tokenizer.json"), spec), backend)
+
+
+def _load_onnx(files: ModelFiles, spec: ModelSpec, dtype: Dtype, lanes: int) -> Backend:
+    """Compile what can be compiled; run the repository's own ONNX file where that is asked for, or all there is."""
+    can_compile = files.weight_names() and is_known(files.json("config.json"))
+    if spec.onnx_file or (not can_compile and any(files.has(name) for name in ("onnx/model.onnx", "model.onnx"))):
+        return onnx_file.load(files, spec, dtype=dtype, lanes=lanes)
+    return onnx.load(files, spec, dtype=dtype, lanes=lanes)

@@ -14,8 +14,11 @@ from quiver.errors import InvalidInput
 from quiver.types import Floats
 
 
-def cut(vectors: Floats, dimensions: int | None, *, unit_length: bool) -> Floats:
-    """(B, H) -> (B, dimensions): the Matryoshka cut, scaled to unit length again where the model's vectors have it."""
+def cut(vectors: Floats, dimensions: int | None, *, unit_length: bool, layer_norm: bool = False) -> Floats:
+    """(B, H) -> (B, dimensions): the Matryoshka cut, scaled to unit length again where the model's vectors have it.
+
+    Models that were trained so have their vectors standardised first (`layer_norm`).
+    """
     hidden = vectors.shape[1]
     if dimensions is None or dimensions == hidden:
         return vectors
@@ -23,6 +26,9 @@ def cut(vectors: Floats, dimensions: int | None, *, unit_length: bool) -> Floats
         raise InvalidInput(
             f"dimensions is {dimensions}, but this model's vectors have 1 to {hidden}", param="dimensions"
         )
+    if layer_norm:
+        vectors = vectors - vectors.mean(axis=1, keepdims=True)
+        vectors = vectors / np.sqrt((vectors * vectors).mean(axis=1, keepdims=True) + np.float32(1e-5))
     shorter = np.ascontiguousarray(vectors[:, :dimensions])
     return normalise(shorter) if unit_length else shorter
 

@@ -18,7 +18,7 @@ from quiver.engine.packing import Budget
 from quiver.engine.waiting import Ticket, Waiting
 from quiver.errors import Closed, DeadlineExceeded, EngineError, InferenceFailed, LaneDied, Overloaded, QuiverError
 from quiver.telemetry.observer import Observer
-from quiver.types import Caller, Encoding, Floats, Priority, Results
+from quiver.types import Caller, Encoding, Floats, Priority, Queue, Results
 
 Compute = Callable[[Sequence[Encoding]], Results]
 """Encodings -> B results, one for each, in order; blocks."""
@@ -59,6 +59,13 @@ class Scheduler:
     def waiting_tokens(self) -> int:
         """Tokens that no lane has taken yet."""
         return self._waiting.num_tokens
+
+    @property
+    def queue(self) -> Queue:
+        """What waits, and for how long."""
+        waiting = self._waiting
+        seconds = waiting.num_tokens / self._tokens_per_second
+        return Queue(waiting.num_inputs, waiting.num_tokens, self._max_waiting_tokens, seconds)
 
     @property
     def died(self) -> EngineError | None:

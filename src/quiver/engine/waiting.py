@@ -86,12 +86,14 @@ class Waiting:
     """Every ticket that no lane has taken yet. Not thread-safe: the scheduler holds its lock."""
 
     def __init__(self) -> None:
+        self.num_inputs = 0
         self.num_tokens = 0
         self._turns: dict[Priority, Turns[Ticket]] = {priority: Turns() for priority in Priority}
 
     def push(self, ticket: Ticket) -> None:
         """Queue a ticket."""
         self._turns[ticket.priority].push(ticket, ticket.caller, ticket.request)
+        self.num_inputs += 1
         self.num_tokens += len(ticket.encoding)
 
     def take_batch(self, budget: Budget) -> list[Ticket]:
@@ -105,6 +107,7 @@ class Waiting:
         longest = total = 0
         while self and len(passed_over) < MAX_PASSED_OVER and total < budget.max_tokens:
             ticket = self._next_turn().pop()
+            self.num_inputs -= 1
             self.num_tokens -= len(ticket.encoding)
             if ticket.abandoned:
                 continue
@@ -116,6 +119,7 @@ class Waiting:
             longest, total = max(longest, size), total + size
         for ticket in reversed(passed_over):
             self._turns[ticket.priority].put_back(ticket, ticket.caller, ticket.request)
+            self.num_inputs += 1
             self.num_tokens += len(ticket.encoding)
         return batch
 

@@ -229,9 +229,19 @@ class Rotary:
 
 def rotate(g: GraphBuilder, x: str, heads: Heads, angles: Rotary) -> str:
     """(T, A, D) -> (T, A, D), turned by each token's position."""
+    return turn(g, x, heads, *look_up(g, angles))
+
+
+def look_up(g: GraphBuilder, angles: Rotary) -> tuple[str, str]:
+    """Take the cosines and the sines of each token's position, (T, D / 2) both."""
     positions = g.input("positions", "T")
-    tables = (g.weight(f"{angles.name}.cos", angles.cos), g.weight(f"{angles.name}.sin", angles.sin))
-    cos, sin = (g.op("Unsqueeze", g.op("Gather", table, positions), g.ints(1)) for table in tables)  # (T, 1, D / 2)
+    cos, sin = g.weight(f"{angles.name}.cos", angles.cos), g.weight(f"{angles.name}.sin", angles.sin)
+    return g.op("Gather", cos, positions), g.op("Gather", sin, positions)
+
+
+def turn(g: GraphBuilder, x: str, heads: Heads, cos: str, sin: str) -> str:
+    """(T, A, D) -> (T, A, D), turned by the angles of these cosines and sines, (T, D / 2)."""
+    cos, sin = (g.op("Unsqueeze", each, g.ints(1)) for each in (cos, sin))  # (T, 1, D / 2)
     half = heads.size // 2
     first, second = g.ops("Split", [x, g.ints(half, half)], 2, axis=-1)
     turned_first = g.op("Sub", g.op("Mul", first, cos), g.op("Mul", second, sin))

@@ -10,7 +10,7 @@ from typing import Any
 
 from quiver.config import Dtype
 from quiver.errors import LoadError
-from quiver.graphs.attention import LONG, Attention, Heads, attention
+from quiver.graphs.attention import LONG, PLAIN, Attention, Heads, Pattern, attention
 from quiver.graphs.builder import GraphBuilder, Weights
 from quiver.graphs.checkpoint import Checkpoint, Trunk
 from quiver.graphs.layers import Affine, activation, carry, even_out, layer_norm, linear, scaled
@@ -93,21 +93,22 @@ class Shape:
 
 def build_bert(g: GraphBuilder, config: Mapping[str, Any], weights: Weights, dtype: Dtype) -> Trunk:
     """Compile a BERT encoder."""
-    return _build(g, BERT, _bert_shape(config), weights, dtype)
+    return build_encoder(g, BERT, bert_shape(config), weights, dtype)
 
 
 def build_roberta(g: GraphBuilder, config: Mapping[str, Any], weights: Weights, dtype: Dtype) -> Trunk:
     """Compile a RoBERTa or XLM-RoBERTa encoder, whose positions begin behind the padding's."""
-    return _build(g, BERT, _bert_shape(config, first_position=config["pad_token_id"] + 1), weights, dtype)
+    return build_encoder(g, BERT, bert_shape(config, first_position=config["pad_token_id"] + 1), weights, dtype)
 
 
 def build_distilbert(g: GraphBuilder, config: Mapping[str, Any], weights: Weights, dtype: Dtype) -> Trunk:
     """Compile a DistilBERT encoder."""
     shape = Shape(config["dim"], config["n_heads"], config["n_layers"], config.get("activation", "gelu"), 1e-12)
-    return _build(g, DISTILBERT, shape, weights, dtype)
+    return build_encoder(g, DISTILBERT, shape, weights, dtype)
 
 
-def _bert_shape(config: Mapping[str, Any], first_position: int = 0) -> Shape:
+def bert_shape(config: Mapping[str, Any], first_position: int = 0) -> Shape:
+    """Read a config.json that is worded as BERT's."""
     kind = config.get("position_embedding_type", "absolute")
     if kind != "absolute":
         raise LoadError(f"config.json asks for {kind!r} positions; this architecture is known with absolute ones only")
@@ -123,7 +124,10 @@ def _bert_shape(config: Mapping[str, Any], first_position: int = 0) -> Shape:
     )
 
 
-def _build(g: GraphBuilder, naming: Naming, shape: Shape, weights: Weights, dtype: Dtype) -> Trunk:
+def build_encoder(
+    g: GraphBuilder, naming: Naming, shape: Shape, weights: Weights, dtype: Dtype, pattern: Pattern = PLAIN
+) -> Trunk:
+    """Compile an encoder of BERT's make."""
     checkpoint = Checkpoint(weights, naming.prefixes, f"{WORDS}.weight")
     words = checkpoint.table(WORDS)  # (V, H)
     order = checkpoint.table("embeddings.position_embeddings")[shape.first_position :]  # (P, H)
@@ -137,9 +141,10 @@ def _build(g: GraphBuilder, naming: Naming, shape: Shape, weights: Weights, dtyp
     blocks = [_layers(checkpoint, naming, shape, i) for i in range(shape.layers)]
     norm = _prepare(checkpoint.biased("embeddings.LayerNorm"), blocks)
 
+    how = Attention(shape.split, pattern, long=len(order) > LONG)
     x = layer_norm(g, x, norm, shape.epsilon)
     for layers in blocks:
-        x = _block(g, x, layers, shape, dtype, long=len(order) > LONG)
+        x = _block(g, x, layers, shape, dtype, how)
     return Trunk(x, checkpoint, WORDS, vocab_size=len(words), max_positions=len(order))
 
 
@@ -162,7 +167,7 @@ def _prepare(norm: Affine, blocks: list[Layers]) -> Affine:
     return embeddings["output_norm"]
 
 
-def _block(g: GraphBuilder, x: str, layers: Layers, shape: Shape, dtype: Dtype, *, long: bool) -> str:
+def _block(g: GraphBuilder, x: str, layers: Layers, shape: Shape, dtype: Dtype, how: Attention) -> str:
     """One encoder block: (T, H) -> (T, H)."""
 
     def apply(role: str, x: str, onto: str | None = None) -> str:
@@ -171,7 +176,7 @@ def _block(g: GraphBuilder, x: str, layers: Layers, shape: Shape, dtype: Dtype, 
     def norm(role: str, x: str) -> str:
         return layer_norm(g, x, layers[role], shape.epsilon)
 
-    mixed = attention(g, apply("query", x), apply("key", x), apply("value", x), Attention(shape.split, long=long))
+    mixed = attention(g, apply("query", x), apply("key", x), apply("value", x), how)
     x = norm("attention_norm", apply("attention_output", mixed, onto=x))
     up = activation(g, apply("up", x), shape.activation)
     return norm("output_norm", apply("down", up, onto=x))

@@ -1,10 +1,12 @@
 """A checkpoint's tensors by their place in the architecture, whatever stands before their names."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
+from quiver.errors import LoadError
 from quiver.graphs.builder import Weights
 from quiver.graphs.layers import Affine
 
@@ -58,3 +60,13 @@ class Trunk:
     """Name of the table of word embeddings, (V, H), in the checkpoint: masked-LM heads share it."""
     vocab_size: int
     max_positions: int
+    projection: Affine | None = None
+    """A layer that the architecture itself has behind the pooling."""
+
+
+def expect(config: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Refuse a config.json that asks for anything but what is known; null, false and zero are the same."""
+    for key, value in known.items():
+        asked = config.get(key, value)
+        if (asked or None) != (value or None):
+            raise LoadError(f"config.json asks for {key} {asked!r}; this architecture is known with {value!r} only")

@@ -38,6 +38,13 @@ def linear(g: GraphBuilder, x: str, layer: Affine, dtype: Dtype, *, onto: str | 
     return g.op("Gemm", x, g.weight(f"{layer.name}.weight", layer.weight), *addends, transB=1)
 
 
+def add_linear(g: GraphBuilder, x: str, layer: Affine, residual: str, dtype: Dtype) -> str:
+    """(T, in) -> (T, out): x Wᵀ + bias + residual; without a bias, the product itself adds the residual."""
+    if layer.bias is None:
+        return linear(g, x, layer, dtype, onto=residual)
+    return g.op("Add", linear(g, x, layer, dtype), residual)
+
+
 def layer_norm(g: GraphBuilder, x: str, layer: Affine, epsilon: float) -> str:
     """(…, H) -> (…, H)."""
     parts = [g.weight(f"{layer.name}.weight", layer.weight)]

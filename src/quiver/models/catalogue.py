@@ -4,7 +4,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import msgspec
@@ -18,6 +18,7 @@ CATALOGUE = Path(__file__).parent / "catalogue.toml"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w(?:[\w.-]*\w)?/\w(?:[\w.-]*\w)?(?<!\.git)", re.ASCII)
 _MAX_HUB_ID = 96
+_BARE_NAME = re.compile(r"(?!.*\.\.)\w(?:[\w.-]*\w)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,8 @@ class ModelSpec:
     """Prefix of an input, by task."""
     labels: tuple[str, ...] = ()
     """What a classifier's logits stand for."""
+    multi_label: bool = False
+    """Each of a classifier's labels is an answer by itself: any number of them may hold."""
     pair_template: tuple[str, str, str] | None = None
     """How a language model is asked about a pair: before it, the pair itself with {query} and {document}, after it."""
     yes_no: tuple[int, int] | None = None
@@ -135,18 +138,28 @@ def _spec(model_id: str, table: Any) -> ModelSpec:
         spec = msgspec.convert({"id": model_id, "weights": model_id, **table}, ModelSpec)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{model_id}: {error}") from error
-    if complaint := _complaint(spec):
+    for complaint in _complaints(spec):
         raise ConfigError(f"{model_id}: {complaint}")
     return spec
 
 
-def _complaint(spec: ModelSpec) -> str | None:
-    if not (is_hub_id(spec.id) and is_hub_id(spec.weights)):
-        return "id and weights must have the form ORG/NAME"
+def _complaints(spec: ModelSpec) -> Iterator[str]:
+    if not (is_hub_id(spec.id) or _BARE_NAME.fullmatch(spec.id)) or not is_hub_id(spec.weights):
+        yield "id and weights must have the form ORG/NAME (an id may be a name alone where weights are given)"
     if spec.dimensions < 1 or spec.max_tokens < 1:
-        return "dimensions and max_tokens must be positive"
+        yield "dimensions and max_tokens must be positive"
     if not all(0 < size <= spec.dimensions for size in spec.matryoshka):
-        return f"matryoshka sizes must be 1 to {spec.dimensions}"
+        yield f"matryoshka sizes must be 1 to {spec.dimensions}"
+    if spec.onnx_file and not _is_graph(spec.onnx_file):
+        yield "onnx_file must be the path of an .onnx file in the repository"
+    if spec.pair_template and not all(part in spec.pair_template[1] for part in ("{query}", "{document}")):
+        yield "pair_template must have {query} and {document} in its middle"
+    if (spec.pair_template is None) != (spec.yes_no is None):
+        yield "pair_template and yes_no go together"
     if not all(_SHA256.fullmatch(value) for value in spec.sha256.values()):
-        return "a sha256 must be 64 lower-case hexadecimal digits"
-    return None
+        yield "a sha256 must be 64 lower-case hexadecimal digits"
+
+
+def _is_graph(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix == ".onnx" and not path.is_absolute() and ".." not in path.parts

@@ -1,7 +1,7 @@
 """The files of one model, found by their names alone."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,6 +10,10 @@ from quiver.errors import LoadError
 
 SINGLE_WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+USUAL_GRAPHS = ("onnx/model.onnx", "model.onnx")
+"""Where a repository keeps its own graph in full precision, if it has one."""
+
+_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,23 @@ class ModelFiles:
             return (SINGLE_WEIGHTS,)
         return tuple(sorted(set(self.weight_map().values()))) if self.has(WEIGHTS_INDEX) else ()
 
+    def own_graph(self, wanted: str | None = None) -> str | None:
+        """Return the ONNX graph to run: the wanted one if it is here, or the usual one where there are no safetensors."""
+        if wanted and self.has(wanted):
+            return wanted
+        return None if self.weight_names() else next(filter(self.has, USUAL_GRAPHS), None)
+
+    def graph_names(self, onnx_file: str) -> tuple[str, ...]:
+        """List an ONNX graph and the files beside it that hold its tensors."""
+        folder = self._locate(onnx_file).parent
+        inside = [path.relative_to(self.root).as_posix() for path in folder.iterdir()] if folder.is_dir() else []
+        return (*external_data(onnx_file, inside), onnx_file)
+
+    def num_bytes(self, onnx_file: str | None = None) -> int:
+        """Return the size of the weights on disk: of the safetensors, or of an ONNX graph with what lies beside it."""
+        names = self.graph_names(onnx_file) if onnx_file else self.weight_names()
+        return sum(self.path(name).stat().st_size for name in names)
+
     def _decode(self, name: str) -> Any:
         path = self.path(name)
         try:
@@ -72,3 +93,19 @@ class ModelFiles:
         if not parts or name.startswith("/") or ".." in parts:
             raise LoadError(f"{self.root} names a file outside itself: {name!r}")
         return self.root.joinpath(*parts)
+
+
+def external_data(onnx_file: str, names: Iterable[str]) -> Sequence[str]:
+    """Choose the files that an ONNX graph may keep its tensors in: those of its name, and constants, in its folder."""
+    graph = PurePosixPath(onnx_file)
+    paths = (path for path in map(PurePosixPath, names) if path.parent == graph.parent and path != graph)
+    return sorted(str(path) for path in paths if path.name.startswith((graph.name, "Constant_")))
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Tell whether a file is what Git leaves in place of a large one that it has not fetched; raises `LoadError`."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError as error:
+        raise LoadError(f"cannot read {path}: {error.strerror}") from error

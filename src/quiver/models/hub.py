@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from quiver.config import ModelsConfig
 from quiver.errors import LoadError
 from quiver.models.catalogue import ModelSpec, is_hub_id
-from quiver.models.files import ModelFiles
-from quiver.models.spec import read_spec
+from quiver.models.files import USUAL_GRAPHS, ModelFiles, external_data, is_lfs_pointer
+from quiver.models.spec import dense_folders, read_spec
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -27,10 +27,12 @@ __all__ = ["Found", "ModelFiles", "Progress", "is_local", "resolve"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TIMEOUT_SECONDS = 10.0
+_REFUSALS = (401, 403)
 
 _REQUIRED = ("config.json", "tokenizer.json")
-_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
-_FETCHED = (
+_SAFETENSORS = ("model.safetensors", "model-*-of-*.safetensors")
+_DESCRIPTIONS = (
+    "artifact.metadata",
     "config.json",
     "*/config.json",
     "config_sentence_transformers.json",
@@ -39,7 +41,6 @@ _FETCHED = (
     "sentence_bert_config.json",
     "special_tokens_map.json",
     "tokenizer*.json",
-    *_WEIGHTS,
 )
 
 
@@ -64,25 +65,39 @@ def is_local(name: str) -> bool:
     return name in {".", ".."} or name.startswith(("/", "./", "../", "~"))
 
 
-def resolve(name: str, spec: ModelSpec | None, config: ModelsConfig, progress: Progress) -> Found:
+def resolve(
+    name: str, spec: ModelSpec | None, config: ModelsConfig, progress: Progress, onnx_file: str | None = None
+) -> Found:
     """Find a model's files, in the order above; blocks while they are downloaded. Raises `LoadError`.
 
     `name` is what the operator asked for, `spec` its entry in the catalogue; without one, the files must say it all.
+    `onnx_file` is the graph that the operator wants run as it is: of the repository that `name` is, even where that is
+    a copy which the catalogue would pass over.
     """
     if is_local(name):
-        files = _operators_directory(name)
-        return Found(spec or read_spec(files.model, files), files)
-    source = _Source.of(name, spec, config)
+        return _found(_operators_directory(name), spec, onnx_file)
+    source = _Source.of(name, spec, config, onnx_file)
     if given := source.in_data_dir() or source.in_pack():
         source.verify(given)
-        return Found(spec or read_spec(source.model, given), given)
+        return _found(given, spec, onnx_file)
     snapshot = source.in_cache()
     if snapshot:
         source.verify(snapshot)
     else:
         snapshot = source.download(progress)
-    spec = spec or read_spec(source.model, snapshot)
-    return Found(replace(spec, revision=snapshot.root.name), snapshot)
+    found = _found(snapshot, spec, onnx_file)
+    return replace(found, spec=replace(found.spec, revision=snapshot.root.name))
+
+
+def _found(files: ModelFiles, spec: ModelSpec | None, onnx_file: str | None) -> Found:
+    """Put files and what is known of them together."""
+    spec = spec or read_spec(files.model, files)
+    graph = onnx_file or files.own_graph(spec.onnx_file)
+    if graph and is_lfs_pointer(path := files.path(graph)):
+        raise LoadError(f"{path} is a Git LFS pointer, not the graph itself: run `git lfs pull`, or download it")
+    # The golden numbers are those of full precision: a file of the operator's choice may have less.
+    golden = None if onnx_file else spec.golden
+    return Found(replace(spec, onnx_file=graph, golden=golden), files)
 
 
 def _operators_directory(name: str) -> ModelFiles:
@@ -104,20 +119,27 @@ class _Source:
     revision: str
     pack: str | None
     sha256: Mapping[str, str]
-    in_catalogue: bool
+    onnx_file: str | None
+    """The graph that must be there, whatever other weights are."""
+    dense: tuple[str, ...] | None
+    """Folders of the layers behind the pooling; None: the model's modules.json must say it, as all else."""
     config: ModelsConfig
 
     @classmethod
-    def of(cls, name: str, spec: ModelSpec | None, config: ModelsConfig) -> Self:
-        model, repository = (spec.id, spec.weights) if spec else (name, name)
-        if not (is_hub_id(model) and is_hub_id(repository)):
+    def of(cls, name: str, spec: ModelSpec | None, config: ModelsConfig, onnx_file: str | None) -> Self:
+        is_copy = spec and onnx_file and is_hub_id(name) and name.lower() not in {spec.id.lower(), spec.weights.lower()}
+        repository = spec.weights if spec and not is_copy else name
+        if not is_hub_id(repository):
             raise LoadError(
                 f"{name!r} is no model: give a name of the catalogue, a hub id (ORG/NAME), "
                 "or a directory (starting with / or ./)"
             )
         if spec is None:
-            return cls(model, repository, "main", None, {}, in_catalogue=False, config=config)
-        return cls(model, repository, spec.revision, spec.pack, spec.sha256, in_catalogue=True, config=config)
+            return cls(name, repository, "main", None, {}, onnx_file, None, config)
+        if is_copy:  # what the catalogue pins is of another repository
+            return cls(spec.id, repository, "main", None, {}, onnx_file, spec.dense, config)
+        graph = onnx_file or spec.onnx_file
+        return cls(spec.id, repository, spec.revision, spec.pack, spec.sha256, graph, spec.dense, config)
 
     @property
     def endpoint(self) -> str:
@@ -126,7 +148,7 @@ class _Source:
     @property
     def own_directory(self) -> Path:
         """Where the operator may put the model's files for good."""
-        return self.config.data_dir.expanduser() / "models" / self.model
+        return self.config.data_dir.expanduser() / "models" / self.repository
 
     @property
     def cache(self) -> Path | None:
@@ -147,7 +169,7 @@ class _Source:
         found = importlib.util.find_spec(package) if package else None
         for location in (found.submodule_search_locations or ()) if found else ():
             files = ModelFiles(Path(location) / folder, self.model)
-            if _is_complete(files):
+            if self._is_complete(files, self.onnx_file):
                 return files
         return None
 
@@ -163,10 +185,23 @@ class _Source:
             return None
         # Another program may have fetched the weights alone. Without modules.json, or the hub's word that there is
         # none, the pooling of a model that is not in the catalogue would be a guess.
-        if not self.in_catalogue and cached("modules.json") is None:
+        if self.dense is None and cached("modules.json") is None:
             return None
         files = ModelFiles(Path(config).parent, self.model)
-        return files if _is_complete(files) else None
+        graph = self.onnx_file
+        # A graph that another program fetched is no sign that the hub has no safetensors: only the hub's word is.
+        if graph is None and (self.config.hub_offline or cached("model.safetensors") is not None):
+            graph = files.own_graph()
+        return files if self._is_complete(files, graph) else None
+
+    def _is_complete(self, files: ModelFiles, graph: str | None) -> bool:
+        weights = (graph,) if graph else files.weight_names()
+        return bool(weights) and all(files.has(name) for name in (*_REQUIRED, *self._layers(files), *weights))
+
+    def _layers(self, files: ModelFiles) -> Sequence[str]:
+        """Name the weights of the layers behind the pooling."""
+        folders = dense_folders(files) if self.dense is None else self.dense
+        return [f"{folder}/model.safetensors" for folder in folders]
 
     def download(self, progress: Progress) -> ModelFiles:
         """Fetch the files that are not in the cache yet into it, each by an atomic rename, the weights last."""
@@ -176,18 +211,27 @@ class _Source:
                 f"unset it, or put the files into {self.own_directory}"
             )
         with self._errors_translated():
-            names = self._choose(self._list())
+            names = self._list()
+            weights = self._weights(names)
             root = self._fetch("config.json", self.revision, progress).parent
             commit = root.name  # the branch may move on: all other files are of the commit that this one came from
-            if "modules.json" not in names:
-                self._note_absence("modules.json", commit, progress)
-            for name in names:
+            for name in ("modules.json", "model.safetensors"):
+                if name not in names:
+                    self._note_absence(name, commit, progress)
+            for name in (name for name in names if _matches(name, _DESCRIPTIONS)):
                 self._verify_new(self._fetch(name, commit, progress), self.sha256.get(name))
-        return ModelFiles(root, self.model)
+            files = ModelFiles(root, self.model)
+            layers = self._layers(files)
+            self._require(layers, names)
+            for name in (*layers, *weights):
+                self._verify_new(self._fetch(name, commit, progress), self.sha256.get(name))
+        return files
 
     def verify(self, files: ModelFiles) -> None:
         """Hash the files whose hash is known: pinned in the catalogue, or a blob of the hub's cache."""
-        for name in sorted({*self.sha256, *files.weight_names(), *_REQUIRED}):
+        graph = files.own_graph(self.onnx_file)
+        weights = files.graph_names(graph) if graph else files.weight_names()
+        for name in sorted({*self.sha256, *weights, *_REQUIRED}):
             if files.has(name) and (mismatch := _mismatch(files.path(name), self.sha256.get(name))):
                 raise LoadError(
                     f"{self.model} is corrupt: {mismatch}. Delete that file and start again to fetch a good one"
@@ -208,16 +252,33 @@ class _Source:
         info = self.api.model_info(self.repository, revision=self.revision, timeout=_TIMEOUT_SECONDS)
         return [file.rfilename for file in info.siblings or ()]
 
-    def _choose(self, names: Sequence[str]) -> Sequence[str]:
-        """Leave out what is not read; weights come last, so that whoever finds them finds everything."""
-        if missing := [name for name in _REQUIRED if name not in names]:
-            raise LoadError(f"{self.repository} on {self.endpoint} has no {' and no '.join(missing)}")
-        if not any(_matches(name, _WEIGHTS) for name in names):
+    def _weights(self, names: Sequence[str]) -> Sequence[str]:
+        """Choose the weights: whoever finds the last of them finds everything. Raises `LoadError` for what cannot run."""
+        self._require(_REQUIRED, names)
+        if self.onnx_file and self.onnx_file not in names:
+            others = ", ".join(name for name in names if name.endswith(".onnx")) or "none at all"
+            raise LoadError(f"{self._place} has no {self.onnx_file}: its ONNX files are {others}")
+        safetensors = [name for name in names if _matches(name, _SAFETENSORS)]
+        if safetensors and not self.onnx_file:
+            return safetensors
+        graph = self.onnx_file or next((graph for graph in USUAL_GRAPHS if graph in names), None)
+        if graph is None:
             raise LoadError(
-                f"{self.repository} on {self.endpoint} has no safetensors weights, and pickles are never read: "
-                f"convert it, and put the files into {self.own_directory}"
+                f"{self._place} has no safetensors weights and no {' or '.join(USUAL_GRAPHS)}: {self._convert_it}"
             )
-        return sorted((name for name in names if _matches(name, _FETCHED)), key=lambda name: _matches(name, _WEIGHTS))
+        return (*external_data(graph, names), graph)
+
+    def _require(self, wanted: Sequence[str], names: Sequence[str]) -> None:
+        if missing := [name for name in wanted if name not in names]:
+            raise LoadError(f"{self._place} has no {' and no '.join(missing)}: {self._convert_it}")
+
+    @property
+    def _place(self) -> str:
+        return f"{self.repository} on {self.endpoint}"
+
+    @property
+    def _convert_it(self) -> str:
+        return f"convert it, and put the files into {self.own_directory} (pickles are never read)"
 
     def _fetch(self, name: str, revision: str, progress: Progress) -> Path:
         bar = _bar(name, progress)
@@ -259,9 +320,8 @@ class _Source:
                 return f"HF_HUB_OFFLINE is set: unset it, or put the files into {self.own_directory}"
             case errors.HfHubHTTPError():
                 status = error.response.status_code
-                return (
-                    f"{self.endpoint} answered {status} ({error.response.reason_phrase}): try again, or check hub_token"
-                )
+                advice = "check hub_token (HF_TOKEN) and its rights" if status in _REFUSALS else "try again later"
+                return f"{self.endpoint} answered {status} ({error.response.reason_phrase}): {advice}"
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, OSError) and error.errno:
             return f"the cache cannot be written ({reason}): check hub_cache (HF_HUB_CACHE) and the disk"
@@ -269,11 +329,6 @@ class _Source:
             f"{self.endpoint} cannot be reached or broke off ({reason}): check the network and hub_endpoint (HF_ENDPOINT), "
             f"or put the files into {self.own_directory}"
         )
-
-
-def _is_complete(files: ModelFiles) -> bool:
-    weights = files.weight_names()
-    return bool(weights) and all(files.has(name) for name in (*_REQUIRED, *weights))
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

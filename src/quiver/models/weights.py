@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from quiver.errors import LoadError
-from quiver.models.files import SINGLE_WEIGHTS, WEIGHTS_INDEX, ModelFiles
+from quiver.models.files import SINGLE_WEIGHTS, WEIGHTS_INDEX, ModelFiles, is_lfs_pointer
 
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.pt", "model.pt", "model.pth")
-_LFS_POINTER = b"version https://git-lfs"
 
 _STORED = {
     "BOOL": "?",
@@ -105,9 +104,7 @@ def _merge(files: ModelFiles, shards: Mapping[str, Mapping[str, _Tensor]]) -> di
 def _open(path: Path) -> dict[str, _Tensor]:
     """Let safetensors check a file, then map it."""
     try:
-        with path.open("rb") as file:
-            start = file.read(len(_LFS_POINTER))
-        if start == _LFS_POINTER:
+        if is_lfs_pointer(path):
             raise LoadError(
                 f"{path} is a Git LFS pointer, not the weights themselves: run `git lfs pull`, or download it"
             )

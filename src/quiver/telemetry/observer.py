@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from quiver.types import Timings
+from quiver.types import FileProgress, Timings
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _TOKENS = (8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 4096, 16384)
@@ -26,7 +26,7 @@ class Observer:
         self._inputs = Histogram(
             "quiver_request_inputs", "Inputs of a request.", ("model",), buckets=_INPUTS, registry=registry
         )
-        self._tokens = Counter("quiver_tokens", "Tokens embedded.", ("model",), registry=registry)
+        self._tokens = Counter("quiver_tokens", "Tokens that models read.", ("model",), registry=registry)
         self._stages = Histogram(
             "quiver_stage_seconds", "Time in each stage of a request.", ("stage",), buckets=_SECONDS, registry=registry
         )
@@ -38,6 +38,9 @@ class Observer:
         )
         self._failed = Counter(
             "quiver_failed_inputs", "Inputs the model could not compute.", ("model",), registry=registry
+        )
+        self._downloaded = Gauge(
+            "quiver_download_bytes", "Bytes fetched of a model's file.", ("model", "file"), registry=registry
         )
         self._waiting = Gauge("quiver_waiting_tokens", "Tokens that wait for a lane.", ("model",), registry=registry)
         self._invariant = Gauge(
@@ -52,8 +55,8 @@ class Observer:
         self._requests.labels(dialect, route, status).inc()
         self._latency.labels(route).observe(seconds)
 
-    def inputs_embedded(self, model: str, inputs: int, tokens: int, timings: Timings) -> None:
-        """Count what one request embedded."""
+    def inputs_computed(self, model: str, inputs: int, tokens: int, timings: Timings) -> None:
+        """Count what one request computed."""
         self._inputs.labels(model).observe(inputs)
         self._tokens.labels(model).inc(tokens)
         self._stages.labels("encode").observe(timings.encode)
@@ -72,6 +75,15 @@ class Observer:
         """Begin to watch a model's queue."""
         self._invariant.labels(model).set(batch_invariant)
         self._waiting.labels(model).set_function(waiting_tokens)
+
+    def model_unloaded(self, model: str) -> None:
+        """Stop watching a model's queue."""
+        self._invariant.remove(model)
+        self._waiting.remove(model)
+
+    def download_progressed(self, model: str, progress: FileProgress) -> None:
+        """Note how far a file is."""
+        self._downloaded.labels(model, progress.file).set(progress.done_bytes)
 
     def exposition(self) -> bytes:
         """Return every metric in Prometheus's text format."""

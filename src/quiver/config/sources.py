@@ -1,125 +1,24 @@
-"""The one frozen tree of settings, and the one place where their sources are put in order.
-
-    defaults  <  preset  <  file (quiver.toml)  <  environment  <  flags
-
-A field's name is unique in the whole tree, so `port` is `port` in the file's `[server]` table, `QUIVER_PORT` in the
-environment and `--port` on the command line; its help text is the text of `--help` and of docs/configuration.md.
-An unknown key is an error that names the nearest valid one.
-"""
+"""Where settings come from: presets, files, the environment and flags, read into the tree."""
 
 import dataclasses
 import difflib
 import ipaddress
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 import msgspec
-import platformdirs
 
+from quiver.config.tree import PER_MODEL, Config, Secret
 from quiver.errors import ConfigError
 
-PRESETS = Path(__file__).parent / "presets"
+PRESETS = Path(__file__).parent.parent / "presets"
 RESERVED_ENV = frozenset({"QUIVER_CONFIG", "QUIVER_PRESET"})
 """Names that choose a source and are not fields themselves."""
-
-DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 MAX_PORT = 65535
-Dtype = Literal["float32", "int8"]
-
-
-class Secret(str):
-    """A string that prints as `***`; `reveal` gives its text."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'***'" if self else "''"
-
-    def __str__(self) -> str:
-        return "***" if self else ""
-
-    def __format__(self, spec: str) -> str:
-        return format(str(self), spec)
-
-    def reveal(self) -> str:
-        """Return the text itself."""
-        return "".join(self)
-
-
-def _setting(default: Any, help_text: str, *, env: tuple[str, ...] = ()) -> Any:
-    """Declare a field; `env` lists the names that other systems give it, beside its own `QUIVER_…`."""
-    return dataclasses.field(default=default, metadata={"help": help_text, "env": env})
-
-
-@dataclass(frozen=True, slots=True)
-class ServerConfig:
-    """The listener, and what it refuses before anyone reads it."""
-
-    host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 for every interface.", env=("HOST", "HOSTNAME"))
-    port: int = _setting(8000, "TCP port to listen on.", env=("PORT",))
-    api_key: Secret = _setting(
-        Secret(""), "Key that every call but health checks must bring; empty: no key is asked for.", env=("API_KEY",)
-    )
-    max_body_bytes: int = _setting(16 << 20, "Largest body of a request, in bytes; a larger one is answered 413.")
-    drain_seconds: float = _setting(30.0, "How long a stopping server lets running requests finish, in seconds.")
-    cors_origins: tuple[str, ...] = _setting((), "Origins that browsers may call from; empty: none.")
-    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least level that is logged.")
-    log_format: Literal["auto", "text", "json"] = _setting(
-        "auto", "How log lines look; auto: text at a terminal, JSON elsewhere."
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class ModelsConfig:
-    """Which models, from where, in which arithmetic."""
-
-    model: tuple[str, ...] = _setting(
-        (DEFAULT_MODEL,),
-        "Model to serve: a hub id, an alias, or a local directory (starting with / or .). Repeat it for more; "
-        "the first answers requests that name none.",
-        env=("MODEL_ID",),
-    )
-    dtype: Dtype = _setting("float32", "Arithmetic: float32, or int8 with a scale of its own for each token.", env=())
-    data_dir: Path = _setting(
-        Path(platformdirs.user_data_dir("quiver")),
-        "Directory of the server's state; a model in its models/ORG/NAME is taken before any other copy.",
-    )
-    hub_endpoint: str = _setting("https://huggingface.co", "Hub to fetch models from.", env=("HF_ENDPOINT",))
-    hub_token: Secret = _setting(Secret(""), "Token for gated models.", env=("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
-    hub_offline: bool = _setting(False, "Never ask the hub; use what is on disk.", env=("HF_HUB_OFFLINE",))
-    hub_cache: Path | None = _setting(
-        None, "Directory of the hub's cache; default: where huggingface_hub keeps it.", env=("HF_HUB_CACHE",)
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """How inputs become batches, and how many may wait."""
-
-    lanes: int = _setting(0, "Forward passes at a time; 0: as many as cores.")
-    batch_tokens: int = _setting(
-        0, "Most tokens in one forward pass; 0: the backend's own measure (128 on a CPU). A longer input runs alone."
-    )
-    max_waiting_tokens: int = _setting(
-        1_000_000, "Most tokens that may wait for a lane; more is refused with 429 and a time to come back."
-    )
-    max_client_batch_size: int = _setting(2048, "Most inputs in one request.", env=("MAX_CLIENT_BATCH_SIZE",))
-    timeout_seconds: float = _setting(120.0, "How long a request may take before it is answered 504, in seconds.")
-    truncate: bool = _setting(
-        False, "Cut inputs that are longer than the model reads; false: refuse them.", env=("AUTO_TRUNCATE",)
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """The whole tree; each part goes to the one component that reads it."""
-
-    server: ServerConfig = dataclasses.field(default_factory=ServerConfig)
-    models: ModelsConfig = dataclasses.field(default_factory=ModelsConfig)
-    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +94,14 @@ def _build(values: Mapping[str, Any]) -> Config:
     for section, cls in _sections().items():
         mine = {f.name for f in FIELDS.values() if f.section == section}
         parts[section] = cls(**{name: value for name, value in values.items() if name in mine})
-    return Config(**parts)
+    config = Config(**parts)
+    for name in PER_MODEL:
+        given = getattr(config.models, name)
+        if len(given) > 1 and len(given) != len(config.models.model):
+            raise ConfigError(
+                f"{name} has {len(given)} values for {len(config.models.model)} models: give one for all, or one for each"
+            )
+    return config
 
 
 def _find_preset(name: str, presets: Path) -> Path:
@@ -262,12 +168,28 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_client_batch_size": (lambda value: value > 0, "more than 0"),
     "timeout_seconds": (lambda value: value > 0, "more than 0"),
     "drain_seconds": (lambda value: value >= 0, "0 or more"),
+    "max_model_bytes": (lambda value: value >= 0, "0 or more"),
     "model": (lambda value: len(value) > 0, "at least one model"),
 }
 
 
+_SYNONYMS: dict[str, dict[str, str]] = {
+    "backend": {"optimum": "onnx", "ort": "onnx", "ctranslate2": "ct2", "pytorch": "torch"},
+    "dtype": {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "float": "float32"},
+}
+"""What other systems call a value."""
+
+
+def _translated(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return re.sub(r"[^,;\s]+", lambda word: names.get(word[0].lower(), word[0]), value)
+    return [_translated(part, names) for part in value] if isinstance(value, list | tuple) else value
+
+
 def _convert(field: Field, value: Any, source: str) -> Any:
     """Turn a raw value into the field's type; `source` names it in the error."""
+    if field.name in _SYNONYMS:
+        value = _translated(value, _SYNONYMS[field.name])
     if field.is_list and isinstance(value, str):
         value = [part.strip() for part in value.replace(";", ",").split(",") if part.strip()]
     try:

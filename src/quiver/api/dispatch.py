@@ -1,0 +1,56 @@
+"""Where every call arrives, whatever brought it: HTTP, a socket, a line of a file."""
+
+import time
+from dataclasses import replace
+
+import structlog
+
+from quiver.api.call import Call, Dialect, Reply, refuse
+from quiver.api.router import Router
+from quiver.errors import QuiverError
+from quiver.gate import Gate
+from quiver.service import Service
+from quiver.telemetry.observer import Observer
+from quiver.types import Caller, Timings
+
+log = structlog.get_logger(__name__)
+
+
+class Api:
+    """Every dialect behind one door."""
+
+    def __init__(self, router: Router, fallback: Dialect, service: Service, gate: Gate, observer: Observer) -> None:
+        self._router = router
+        self._fallback = fallback
+        self._service = service
+        self._gate = gate
+        self._observer = observer
+
+    async def receive(self, call: Call) -> Reply:
+        """Answer a call; whatever happens, in the shape of the dialect that it was made in."""
+        start = time.perf_counter()
+        dialect, template = self._fallback, "unmatched"
+        try:
+            dialect, route, params = self._router.find(call)
+            template = route.path
+            caller = Caller(call.peer) if route.public else self._gate.admit(call.headers, call.peer)
+            reply = await route.handler(self._service, replace(call, params=params, caller=caller))
+        except QuiverError as error:
+            reply = refuse(dialect, error)
+        except Exception:
+            log.exception("a handler failed", route=template)
+            reply = refuse(dialect, QuiverError("the server failed; the log says why"))
+        if reply.timings:
+            reply = replace(reply, headers={**reply.headers, "server-timing": _server_timing(reply.timings)})
+        self._observer.request_answered(dialect.name, template, reply.status, time.perf_counter() - start)
+        return reply
+
+    def refuse(self, error: QuiverError) -> Reply:
+        """Answer a call that could not even be read."""
+        return refuse(self._fallback, error)
+
+
+def _server_timing(timings: Timings) -> str:
+    """Write the stages in milliseconds, as W3C's Server-Timing has them."""
+    stages = {"encode": timings.encode, "compute": timings.compute, "total": timings.total}
+    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())

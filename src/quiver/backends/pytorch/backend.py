@@ -1,0 +1,75 @@
+"""A model on PyTorch, as the engine sees it."""
+
+import traceback
+
+import torch
+
+from quiver.backends.pytorch.heads import Tail
+from quiver.backends.pytorch.trunk import Inputs, Trunk
+from quiver.types import Floats, PackedBatch
+
+Tensor = torch.Tensor
+
+CPU_BATCH_TOKENS = 224
+CUDA_BATCH_TOKENS = 16384
+"""Should fill a card; not measured on one."""
+CPU_LANES = 1
+"""torch spreads one forward pass over all cores itself."""
+CUDA_LANES = 2
+"""While the host pools one batch, the card computes the next."""
+
+
+class TorchBackend:
+    """A model in two parts on one device: a trunk that runs over tokens, and what is made of their states.
+
+    A tail of None is a head that only the model itself knows; it must see its inputs padded.
+    """
+
+    def __init__(self, trunk: Trunk, tail: Tail | None, *, device: str, lanes: int, max_tokens: int) -> None:
+        self.exact = torch.device(device).type == "cpu"
+        self.name = f"torch {device}"
+        self.lanes = lanes or (CPU_LANES if self.exact else CUDA_LANES)
+        batch_tokens = CPU_BATCH_TOKENS if self.exact else CUDA_BATCH_TOKENS
+        self.batch_tokens = min(batch_tokens, tail.batch_tokens) if tail else batch_tokens
+        self.padded = tail is None or not trunk.try_packing()
+        self.pooled = tail is None or tail.pooled
+        self.vocab_size = trunk.vocab_size
+        self.max_positions = trunk.max_positions or max_tokens
+        self._trunk = trunk
+        self._tail = tail
+        self._device = device
+
+    def forward(self, batch: PackedBatch) -> Floats:
+        """Return the result (T, ·), or (B, ·) where it is pooled."""
+        try:
+            with torch.inference_mode():
+                return _to_host(self._compute(Inputs.of(batch, self._device)))
+        except torch.OutOfMemoryError as error:
+            traceback.clear_frames(error.__traceback__)  # they hold what was computed so far
+            torch.cuda.empty_cache()
+            raise
+
+    def _compute(self, inputs: Inputs) -> Tensor:
+        if self._tail is None:
+            return self._trunk.side_by_side(inputs)
+        states = self._trunk.padded(inputs) if self.padded else self._trunk.packed(inputs)
+        return self._tail.apply(states, inputs.cu_seqlens)
+
+    def close(self) -> None:
+        """Give back the model's memory."""
+        del self._trunk, self._tail
+        torch.cuda.empty_cache()
+
+
+def _to_host(result: Tensor) -> Floats:
+    """Copy a result to an array of float32."""
+    result = result.float().contiguous()
+    if result.is_cuda:
+        host = torch.empty(result.shape, dtype=torch.float32, pin_memory=True)
+        host.copy_(result, non_blocking=True)
+        done = torch.cuda.Event()  # waits for this batch alone: another lane's may follow in the same stream
+        done.record()
+        done.synchronize()
+        result = host
+    array: Floats = result.numpy()
+    return array

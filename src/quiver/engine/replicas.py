@@ -1,0 +1,354 @@
+"""The loaded models: fetched and loaded at the start or on first use, lent to requests, unloaded when they must give way.
+
+A model that loads never keeps requests for another one waiting: files are fetched and sessions built in threads.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from quiver.backends.sessions import cores
+from quiver.config import EngineConfig, ModelsConfig, ModelSettings
+from quiver.engine import model as models
+from quiver.engine.model import Model
+from quiver.engine.packing import Budget
+from quiver.engine.scheduler import Scheduler
+from quiver.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    EngineError,
+    LoadError,
+    LoadFailed,
+    NotReady,
+    Overloaded,
+    QuiverError,
+    UnknownModel,
+)
+from quiver.models.catalogue import Catalogue, ModelSpec
+from quiver.models.hub import Found, Progress, is_local, resolve
+from quiver.telemetry.observer import Observer
+from quiver.types import FileProgress, ModelState, ModelStatus, Queue
+
+T = TypeVar("T")
+ANY = "*"
+RETRY_LOAD_SECONDS = 30.0
+"""A model that could not be loaded is not tried again sooner."""
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """A loaded model, the lanes that run it, and who uses it."""
+
+    model: Model
+    scheduler: Scheduler
+    settings: ModelSettings
+    num_bytes: int
+    pinned: bool
+    """It was configured, so it never gives way."""
+    unused: asyncio.Event = field(default_factory=asyncio.Event)
+    num_users: int = 0
+    last_used: float = 0.0
+
+
+class Replicas:
+    """Owns every loaded model and what is known of the others; made and used on one event loop."""
+
+    def __init__(
+        self, models_config: ModelsConfig, config: EngineConfig, catalogue: Catalogue, observer: Observer
+    ) -> None:
+        self._models_config = models_config
+        self._config = config
+        self._catalogue = catalogue
+        self._observer = observer
+        self._replicas: dict[str, Replica] = {}
+        self._loading: dict[str, asyncio.Task[Replica]] = {}
+        self._failed: dict[str, tuple[float, LoadFailed]] = {}
+        self._one_at_a_time = asyncio.Lock()
+        self._fault: asyncio.Future[EngineError] = asyncio.get_running_loop().create_future()
+        self._names: dict[str, str] = {}
+        """What callers may say, in lower case -> what the model is called here."""
+        self._statuses: dict[str, ModelStatus] = {}
+        for name in models_config.model:
+            self._offer(name)
+        for name in self._allowed():
+            self._offer(name)
+
+    def _allowed(self) -> Iterator[str]:
+        for name in self._models_config.allow_models:
+            yield from (spec.id for spec in self._catalogue) if name == ANY else (name,)
+
+    def _offer(self, name: str) -> None:
+        """Let a model be asked for by its name, and by what the catalogue calls it."""
+        spec = self._catalogue.find(name)
+        status = _known(spec) if spec else ModelStatus(id=_id_of(name), state=ModelState.AVAILABLE)
+        if status.id in (known.id for known in self._statuses.values()):
+            return
+        self._statuses[name] = status
+        for alias in (name, status.id, *status.aliases):
+            self._names.setdefault(alias.lower(), name)
+
+    @property
+    def statuses(self) -> Sequence[ModelStatus]:
+        """What can be said of each model, the configured ones first."""
+        return tuple(self._statuses.values())
+
+    @property
+    def loaded(self) -> Sequence[Replica]:
+        """Every loaded model."""
+        return tuple(self._replicas.values())
+
+    def queue(self, name: str | None) -> Queue:
+        """Tell what waits for a model."""
+        replica = self._replicas.get(self._find(name))
+        return replica.scheduler.queue if replica else Queue(0, 0, self._config.max_waiting_tokens, 0.0)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every configured model is loaded."""
+        return all(name in self._replicas for name in self._models_config.model)
+
+    @property
+    def died(self) -> EngineError | None:
+        """Why a model can compute no more, if so."""
+        return next((r.scheduler.died for r in self.loaded if r.scheduler.died), None)
+
+    async def wait_for_fault(self) -> None:
+        """Wait until a model can compute no more, and raise why."""
+        raise await asyncio.shield(self._fault)
+
+    async def preload(self, progress: Progress) -> None:
+        """Fetch and load every configured model, one after another. Raises `SetupError`."""
+        for name in self._models_config.model:
+            await self._load(name, progress, pinned=True)
+
+    @asynccontextmanager
+    async def lease(self, name: str | None, *, timeout_seconds: float) -> AsyncIterator[Replica]:
+        """Lend the model that answers to a name, none meaning the first; it is not unloaded meanwhile.
+
+        One that may be loaded on first use is. Raises `UnknownModel`, `NotReady`, `LoadFailed`, `DeadlineExceeded`.
+        """
+        key = self._find(name)
+        replica = self._replicas.get(key) or await self._load_on_use(key, timeout_seconds)
+        replica.num_users += 1
+        replica.unused.clear()
+        try:
+            yield replica
+        finally:
+            replica.num_users -= 1
+            replica.last_used = time.monotonic()
+            if not replica.num_users:
+                replica.unused.set()
+
+    def _find(self, name: str | None) -> str:
+        first = self._models_config.model[0]
+        if key := self._names.get((name or first).lower()):
+            return key
+        if self._models_config.any_model_name:
+            return first
+        if not self.is_complete:
+            raise NotReady("the models are still loading")
+        known = ", ".join(status.id for status in self.statuses[:20])
+        raise UnknownModel(f"the model {name!r} is not served here; served are: {known}", param="model")
+
+    async def _load_on_use(self, key: str, timeout_seconds: float) -> Replica:
+        if key in self._models_config.model:
+            raise NotReady("the models are still loading")
+        since, error = self._failed.get(key, (0.0, None))
+        if error and time.monotonic() - since < RETRY_LOAD_SECONDS:
+            raise error
+        if key not in self._loading:
+            self._loading[key] = asyncio.create_task(self._try_load(key))
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await asyncio.shield(self._loading[key])  # it goes on for whoever asks next
+        except TimeoutError as late:
+            raise DeadlineExceeded(f"{key} is still loading after {timeout_seconds:g} s") from late
+
+    async def _try_load(self, key: str) -> Replica:
+        try:
+            return await self._load(key, lambda *_: None, pinned=False)
+        except QuiverError as error:
+            failed = error if isinstance(error, Overloaded) else LoadFailed(error.message)
+            if isinstance(failed, LoadFailed):
+                self._failed[key] = (time.monotonic(), failed)
+            raise failed from error
+        finally:
+            del self._loading[key]
+
+    async def _load(self, name: str, progress: Progress, *, pinned: bool) -> Replica:
+        try:
+            found = await self._fetch(name, progress)
+            async with self._one_at_a_time:  # or two would take the same room
+                await self._make_room(found, pinned=pinned)
+                self._mark(name, state=ModelState.LOADING, downloads=())
+                return await self._start(name, found, pinned=pinned)
+        except Overloaded:
+            self._mark(name, state=ModelState.AVAILABLE)
+            raise
+        except QuiverError as error:
+            self._mark(name, state=ModelState.FAILED, error=error.message)
+            raise
+
+    async def _fetch(self, name: str, progress: Progress) -> Found:
+        self._mark(name, state=ModelState.DOWNLOADING, error="")
+        loop, settings = asyncio.get_running_loop(), self._models_config.settings_of(name)
+
+        def note(file: str, done_bytes: int, total_bytes: int) -> None:
+            progress(file, done_bytes, total_bytes)
+            loop.call_soon_threadsafe(self._note, name, FileProgress(file, done_bytes, total_bytes))
+
+        spec = self._catalogue.find(name)
+        found = await _abandonable(partial(resolve, name, spec, self._models_config, note, settings.onnx_file))
+        if any(replica.model.spec.id == found.spec.id for replica in self.loaded):
+            raise ConfigError(f"{name} is {found.spec.id}, which is served already: name each model once")
+        return found
+
+    def _note(self, name: str, progress: FileProgress) -> None:
+        others = (p for p in self._statuses[name].downloads if p.file != progress.file)
+        self._mark(name, downloads=(*others, progress))
+        self._observer.download_progressed(name, progress)
+
+    async def _make_room(self, found: Found, *, pinned: bool) -> None:
+        """Unload what was used longest ago until the model fits. Raises `Overloaded` or `LoadError`."""
+        limit = self._models_config.max_model_bytes
+        needed = found.files.num_bytes(found.spec.onnx_file)
+        if not limit or pinned:
+            return
+        if needed + sum(replica.num_bytes for replica in self.loaded if replica.pinned) > limit:
+            raise LoadError(f"{found.spec.id} has {needed} bytes, more than max_model_bytes leaves for it")
+        while needed + sum(replica.num_bytes for replica in self.loaded) > limit:
+            idle = [(r.last_used, key) for key, r in self._replicas.items() if not r.pinned and not r.num_users]
+            if not idle:
+                raise Overloaded(
+                    "the models in memory are all in use, and one more does not fit", retry_after_seconds=5
+                )
+            await self.remove(min(idle)[1])
+
+    async def _start(self, name: str, found: Found, *, pinned: bool) -> Replica:
+        def load() -> tuple[Model, bool]:
+            config, lanes = self._models_config, self._config.lanes or cores()
+            cache = config.data_dir.expanduser() / "converted"
+            model = models.load(found.spec, found.files, config.settings_of(name), lanes=lanes, cache=cache)
+            if config.self_test:
+                model.check_golden()
+            return model, model.warm_up()
+
+        model, batch_invariant = await asyncio.to_thread(load)
+        num_bytes = found.files.num_bytes(found.spec.onnx_file)
+        return self.add(name, model, batch_invariant=batch_invariant, num_bytes=num_bytes, pinned=pinned)
+
+    def add(
+        self, name: str, model: Model, *, batch_invariant: bool, num_bytes: int = 0, pinned: bool = True
+    ) -> Replica:
+        """Serve a loaded model from now on; `name` is what the configuration calls it."""
+        spec, backend = model.spec, model.backend
+        tokens = self._config.batch_tokens or backend.batch_tokens
+        scheduler = Scheduler(
+            spec.id,
+            model.compute,
+            # Where this CPU's kernels let the company of an input show in its bits, each input runs alone.
+            budget=Budget(tokens if batch_invariant or not backend.exact else 1, padded=backend.padded),
+            lanes=backend.lanes,
+            max_waiting_tokens=self._config.max_waiting_tokens,
+            observer=self._observer,
+        )
+        scheduler.fault.add_done_callback(self._on_fault)
+        replica = Replica(model, scheduler, self._models_config.settings_of(name), num_bytes, pinned)
+        replica.last_used = time.monotonic()
+        replica.unused.set()
+        self._replicas[name] = replica
+        for alias in (name, spec.id, *spec.aliases):
+            self._names.setdefault(alias.lower(), name)
+        self._statuses[name] = _loaded(replica, batch_invariant=batch_invariant)
+        self._observer.model_loaded(
+            spec.id, batch_invariant=batch_invariant, waiting_tokens=lambda: scheduler.waiting_tokens
+        )
+        return replica
+
+    async def remove(self, name: str) -> None:
+        """Unload a model: new requests no longer find it, those that run are answered first."""
+        replica = self._replicas.pop(name)
+        if name in self._models_config.model or name in self._allowed():
+            self._mark(name, state=ModelState.AVAILABLE, created=0)
+        else:
+            del self._statuses[name]
+            self._names = {alias: key for alias, key in self._names.items() if key != name}
+        await replica.unused.wait()
+        await self._close(replica)
+
+    async def _close(self, replica: Replica) -> None:
+        await asyncio.to_thread(replica.scheduler.close)
+        replica.model.backend.close()
+        self._observer.model_unloaded(replica.model.spec.id)
+
+    async def close(self) -> None:
+        """End the lanes and give back every model's memory."""
+        for task in tuple(self._loading.values()):
+            task.cancel()
+        for replica in self.loaded:
+            await self._close(replica)
+        self._replicas.clear()
+
+    def _mark(self, name: str, **changes: Any) -> None:
+        self._statuses[name] = replace(self._statuses[name], **changes)
+
+    def _on_fault(self, fault: "asyncio.Future[EngineError]") -> None:
+        if not self._fault.done() and not fault.cancelled():
+            self._fault.set_result(fault.result())
+
+
+def _id_of(name: str) -> str:
+    """Return the id that a model outside the catalogue will have: a directory's is its own name."""
+    return Path(name).expanduser().resolve().name if is_local(name) else name
+
+
+def _known(spec: ModelSpec) -> ModelStatus:
+    """Say what the catalogue knows of a model."""
+    return ModelStatus(
+        id=spec.id,
+        state=ModelState.AVAILABLE,
+        kind=spec.kind,
+        aliases=spec.aliases,
+        dimensions=spec.dimensions,
+        max_tokens=spec.max_tokens,
+        prompts=tuple(spec.prompts),
+        labels=spec.labels,
+    )
+
+
+def _loaded(replica: Replica, *, batch_invariant: bool) -> ModelStatus:
+    model = replica.model
+    return replace(
+        _known(model.spec),
+        state=ModelState.READY,
+        created=int(time.time()),
+        backend=model.backend.name,
+        dtype=model.dtype,
+        num_bytes=replica.num_bytes,
+        batch_invariant=batch_invariant,
+    )
+
+
+async def _abandonable(work: Callable[[], T]) -> T:
+    """Run blocking work as `asyncio.to_thread` does, in a thread that the end of the process does not wait for.
+
+    A download may stall for minutes; who stops the server meanwhile has no use for it.
+    """
+    outcome: Future[T] = Future()
+    outcome.set_running_or_notify_cancel()  # from now on only the thread settles it
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001  whoever awaits gets it
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="resolve", daemon=True).start()
+    return await asyncio.wrap_future(outcome)

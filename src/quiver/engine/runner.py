@@ -1,0 +1,132 @@
+"""One request's inputs through encoding and the lanes: what every verb does, whatever it wants in the end."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from quiver.backends.sessions import cores
+from quiver.config import EngineConfig
+from quiver.engine.pooling import pool
+from quiver.engine.replicas import Replica
+from quiver.errors import InvalidInput, TooManyInputs
+from quiver.telemetry.observer import Observer
+from quiver.types import Caller, Encoding, Floats, Input, ModelRequest, Pair, Timings, Usage
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How inputs are read, and what is wanted of them."""
+
+    prompt: str = ""
+    """Stands before each text."""
+    fill: int = 0
+    """Tokens that each encoding is brought to, with masks; 0: as it is."""
+    per_token: bool = False
+    unscaled: bool = False
+
+
+PLAIN = Form()
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What the lanes gave for one request's inputs."""
+
+    results: Sequence[Floats]
+    encodings: Sequence[Encoding]
+    usage: Usage
+
+
+class Runner:
+    """Encodes in threads of its own, hands over to a replica's lanes, and keeps time."""
+
+    def __init__(self, config: EngineConfig, observer: Observer) -> None:
+        self._config = config
+        self._observer = observer
+        self._encoders = ThreadPoolExecutor(cores(), thread_name_prefix="encode")
+
+    async def run(
+        self,
+        replica: Replica,
+        request: ModelRequest,
+        inputs: Sequence[Input | Pair],
+        caller: Caller,
+        form: Form = PLAIN,
+    ) -> Computed:
+        """Return a result for each input. Raises what encoding and the scheduler raise."""
+        start = time.perf_counter()
+        encodings = await self._encode(replica, request, inputs, form)
+        encoded = time.perf_counter()
+        results = await self._submit(replica, request, encodings, caller)
+        return Computed(results, encodings, self._usage(replica, encodings, start, encoded))
+
+    async def run_together(
+        self, replica: Replica, request: ModelRequest, inputs: Sequence[Input], caller: Caller, form: Form
+    ) -> tuple[Floats, Usage]:
+        """Read all texts as one, and pool each one's tokens -> (B, H): late chunking (Günther et al. 2024)."""
+        start = time.perf_counter()
+        tokenizer = replica.model.tokenizer
+        whole, ends = tokenizer.join(await self._encode(replica, request, inputs, form))
+        encoded = time.perf_counter()
+        (tokens,) = await self._submit(replica, request, [whole], caller)
+        spans = np.concatenate(([tokenizer.num_head], ends))
+        return pool(tokens[: ends[-1]], spans, "mean"), self._usage(replica, [whole], start, encoded)
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Do what would hold up the event loop (a long text takes milliseconds)."""
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, work)
+
+    def check_count(self, count: int, field: str) -> None:
+        """Refuse before any work what could only fail after it."""
+        if not count:
+            raise InvalidInput(f"{field} is empty: send at least one text", param=field)
+        if count > self._config.max_client_batch_size:
+            raise TooManyInputs(
+                f"{count} inputs are more than the {self._config.max_client_batch_size} of one request", param=field
+            )
+
+    def timeout(self, request: ModelRequest) -> float:
+        """Return how long a request may take: its own patience, within the configured limit."""
+        return min(request.timeout_seconds or self._config.timeout_seconds, self._config.timeout_seconds)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._encoders.shutdown()
+
+    async def _encode(
+        self, replica: Replica, request: ModelRequest, inputs: Sequence[Input | Pair], form: Form
+    ) -> Sequence[Encoding]:
+        tokenizer, side = replica.model.tokenizer, request.truncate_side
+        truncate = self._config.truncate if request.truncate is None else request.truncate
+        encode = partial(tokenizer.encode, inputs, truncate=truncate or bool(form.fill), side=side, prompt=form.prompt)
+        encodings: Sequence[Encoding] = await self.in_thread(encode)
+        if form.fill:
+            encodings = tokenizer.fill(encodings, form.fill)
+        if form.per_token or form.unscaled:
+            return [replace(e, per_token=form.per_token, unscaled=form.unscaled) for e in encodings]
+        return encodings
+
+    async def _submit(
+        self, replica: Replica, request: ModelRequest, encodings: Sequence[Encoding], caller: Caller
+    ) -> Sequence[Floats]:
+        return await replica.scheduler.submit(
+            encodings, caller=caller, priority=request.priority, timeout_seconds=self.timeout(request)
+        )
+
+    def _usage(self, replica: Replica, encodings: Sequence[Encoding], start: float, encoded: float) -> Usage:
+        end = time.perf_counter()
+        usage = Usage(
+            num_tokens=sum(map(len, encodings)),
+            truncated=tuple(i for i, encoding in enumerate(encodings) if encoding.truncated),
+            timings=Timings(encode=encoded - start, compute=end - encoded, total=end - start),
+        )
+        self._observer.inputs_computed(replica.model.spec.id, len(encodings), usage.num_tokens, usage.timings)
+        return usage
