@@ -20,15 +20,8 @@ Shape = tuple[str, tuple[int, ...]]
 Tensors = dict[str, NDArray[Any]]
 Config = Mapping[str, Any]
 
-VOCAB = 300
+VOCAB = 1500
 LABELS = 3
-WORDS = {
-    "distilbert": "embeddings.word_embeddings",
-    "modernbert": "embeddings.tok_embeddings",
-    "qwen3": "embed_tokens",
-    "clip": "embeddings.token_embedding",
-    "clip_text_model": "embeddings.token_embedding",
-}
 PREFIXES = {
     "bert": "bert.",
     "camembert": "roberta.",
@@ -198,51 +191,50 @@ def draw(shapes: Iterator[Shape], seed: int) -> Tensors:
     return {name: array.astype(np.float32) for name, array in tensors.items()}
 
 
-def affine(name: str, inputs: int, outputs: int, biased: bool) -> Iterator[Shape]:  # noqa: FBT001 - a flag of config.json
+def affine(name: str, inputs: int, outputs: int, *, biased: bool) -> Iterator[Shape]:
     """Yield the tensors of a linear layer, with a bias or without."""
     yield from (shape for shape in dense(name, inputs, outputs) if biased or not shape[0].endswith("bias"))
 
 
-def scale(name: str, size: int, biased: bool = False) -> Iterator[Shape]:  # noqa: FBT001, FBT002 - a flag of config.json
+def scale(name: str, size: int, *, biased: bool) -> Iterator[Shape]:
     """Yield the tensors of a norm, with a bias or without."""
     yield from (shape for shape in norm(name, size) if biased or not shape[0].endswith("bias"))
 
 
 def modernbert(config: Config) -> Iterator[Shape]:
     """Yield ModernBERT's tensors."""
-    hidden, wide, flag = config["hidden_size"], config["intermediate_size"], config["norm_bias"]
+    hidden, wide = config["hidden_size"], config["intermediate_size"]
+    norms, attention, layers = config["norm_bias"], config["attention_bias"], config["mlp_bias"]
     yield "embeddings.tok_embeddings.weight", (config["vocab_size"], hidden)
-    yield from scale("embeddings.norm", hidden, flag)
+    yield from scale("embeddings.norm", hidden, biased=norms)
     for i in range(config["num_hidden_layers"]):
         if i:
-            yield from scale(f"layers.{i}.attn_norm", hidden, flag)
-        yield from affine(f"layers.{i}.attn.Wqkv", hidden, 3 * hidden, config["attention_bias"])
-        yield from affine(f"layers.{i}.attn.Wo", hidden, hidden, config["attention_bias"])
-        yield from scale(f"layers.{i}.mlp_norm", hidden, flag)
-        yield from affine(f"layers.{i}.mlp.Wi", hidden, 2 * wide, config["mlp_bias"])
-        yield from affine(f"layers.{i}.mlp.Wo", wide, hidden, config["mlp_bias"])
-    yield from scale("final_norm", hidden, flag)
+            yield from scale(f"layers.{i}.attn_norm", hidden, biased=norms)
+        yield from affine(f"layers.{i}.attn.Wqkv", hidden, 3 * hidden, biased=attention)
+        yield from affine(f"layers.{i}.attn.Wo", hidden, hidden, biased=attention)
+        yield from scale(f"layers.{i}.mlp_norm", hidden, biased=norms)
+        yield from affine(f"layers.{i}.mlp.Wi", hidden, 2 * wide, biased=layers)
+        yield from affine(f"layers.{i}.mlp.Wo", wide, hidden, biased=layers)
+    yield from scale("final_norm", hidden, biased=norms)
 
 
 def qwen3(config: Config) -> Iterator[Shape]:
     """Yield Qwen3's tensors."""
-    hidden, wide, size, flag = (
-        config[key] for key in ("hidden_size", "intermediate_size", "head_dim", "attention_bias")
-    )
+    hidden, wide, size = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     queries, keys = config["num_attention_heads"] * size, config["num_key_value_heads"] * size
+    biased = config["attention_bias"]
     yield "embed_tokens.weight", (config["vocab_size"], hidden)
     for i in range(config["num_hidden_layers"]):
-        yield from scale(f"layers.{i}.input_layernorm", hidden)
-        for name, outputs in (("q", queries), ("k", keys), ("v", keys)):
-            yield from affine(f"layers.{i}.self_attn.{name}_proj", hidden, outputs, flag)
-        yield from affine(f"layers.{i}.self_attn.o_proj", queries, hidden, flag)
-        yield from scale(f"layers.{i}.self_attn.q_norm", size)
-        yield from scale(f"layers.{i}.self_attn.k_norm", size)
-        yield from scale(f"layers.{i}.post_attention_layernorm", hidden)
-        yield f"layers.{i}.mlp.gate_proj.weight", (wide, hidden)
-        yield f"layers.{i}.mlp.up_proj.weight", (wide, hidden)
-        yield f"layers.{i}.mlp.down_proj.weight", (hidden, wide)
-    yield from scale("norm", hidden)
+        for name, outputs in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+            yield from affine(f"layers.{i}.self_attn.{name}", hidden, outputs, biased=biased)
+        yield from affine(f"layers.{i}.self_attn.o_proj", queries, hidden, biased=biased)
+        for name, outputs in (("q_norm", size), ("k_norm", size)):
+            yield from scale(f"layers.{i}.self_attn.{name}", outputs, biased=False)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            yield from scale(f"layers.{i}.{name}", hidden, biased=False)
+        for name, inputs, outputs in (("gate", hidden, wide), ("up", hidden, wide), ("down", wide, hidden)):
+            yield f"layers.{i}.mlp.{name}_proj.weight", (outputs, inputs)
+    yield from scale("norm", hidden, biased=False)
 
 
 def clip(config: Config) -> Iterator[Shape]:
@@ -265,16 +257,15 @@ def clip(config: Config) -> Iterator[Shape]:
 
 
 def head_shapes(config: Config, head: Head | None) -> Iterator[Shape]:
-    """Yield the tensors of a head; CLIP's projection and its other tower are always there."""
+    """Yield the tensors of a head, and what CLIP has beside its text tower."""
     kind, hidden = config["model_type"], config.get("hidden_size") or config.get("dim")
-    match head:
-        case "classifier":
-            yield from classifier(config, kind, hidden)
-        case "masked_lm":
-            yield from masked_lm(config, kind, hidden)
-        case "colbert":
-            yield "linear.weight", (16, hidden)
-    if kind.startswith("clip"):
+    if head == "classifier":
+        yield from classifier(config, kind, hidden)
+    if head == "masked_lm":
+        yield from masked_lm(config, kind, hidden)
+    if head == "colbert":
+        yield "linear.weight", (16, hidden)
+    if kind.startswith("clip") and config["projection_dim"]:
         yield "text_projection.weight", (config["projection_dim"], config.get("text_config", config)["hidden_size"])
     if kind == "clip":
         yield "visual_projection.weight", (config["projection_dim"], config["vision_config"]["hidden_size"])
@@ -290,8 +281,8 @@ def classifier(config: Config, kind: str, hidden: int) -> Iterator[Shape]:
             yield from dense("pre_classifier", hidden, hidden)
             yield from dense("classifier", hidden, LABELS)
         case "modernbert":
-            yield from affine("head.dense", hidden, hidden, config["classifier_bias"])
-            yield from scale("head.norm", hidden, config["norm_bias"])
+            yield from affine("head.dense", hidden, hidden, biased=config["classifier_bias"])
+            yield from scale("head.norm", hidden, biased=config["norm_bias"])
             yield from dense("classifier", hidden, LABELS)
         case "qwen3":
             yield "score.weight", (LABELS, hidden)
@@ -301,23 +292,28 @@ def classifier(config: Config, kind: str, hidden: int) -> Iterator[Shape]:
 
 
 def masked_lm(config: Config, kind: str, hidden: int) -> Iterator[Shape]:
-    """Yield the tensors that score words, but the table that they share with the embeddings."""
+    """Yield the tensors that score words; their table is that of the embeddings unless config.json unties it."""
+    tied = config.get("tie_word_embeddings", True)
     match kind:
         case "bert":
             yield from dense("cls.predictions.transform.dense", hidden, hidden)
             yield from norm("cls.predictions.transform.LayerNorm", hidden)
-            yield "cls.predictions.bias", (VOCAB,)
+            table, bias = "cls.predictions.decoder", "cls.predictions.bias"
         case "distilbert":
             yield from dense("vocab_transform", hidden, hidden)
             yield from norm("vocab_layer_norm", hidden)
-            yield "vocab_projector.bias", (VOCAB,)
+            table, bias = "vocab_projector", "vocab_projector.bias"
         case "modernbert":
-            yield from affine("head.dense", hidden, hidden, config["classifier_bias"])
-            yield from scale("head.norm", hidden, config["norm_bias"])
-            yield "decoder.bias", (VOCAB,)
+            yield from affine("head.dense", hidden, hidden, biased=config["classifier_bias"])
+            yield from scale("head.norm", hidden, biased=config["norm_bias"])
+            table, bias = "decoder", "decoder.bias" if config["decoder_bias"] else ""
         case "qwen3":
-            yield "lm_head.weight", (VOCAB, hidden)
+            table, bias = "lm_head", ""
         case _:
             yield from dense("lm_head.dense", hidden, hidden)
             yield from norm("lm_head.layer_norm", hidden)
-            yield "lm_head.bias", (VOCAB,)
+            table, bias = "lm_head.decoder", "lm_head.bias"
+    if bias:
+        yield bias, (VOCAB,)
+    if not tied:
+        yield f"{table}.weight", (VOCAB, hidden)

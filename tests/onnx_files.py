@@ -22,6 +22,8 @@ Form = Literal["tokens", "mean", "first", "labels", "words", "attention"]
 """What an output holds: hidden states (B, L, H), their masked mean or first (B, H), scores of labels (B, labels), of
 words (B, L, words), or the last block's attention."""
 
+LARGE = 1024
+"""Bytes from which on a tensor is kept outside of the graph, as exporters do: shapes must be inside."""
 MASKS = ("attention_mask", "input_mask")
 TYPES = ("token_type_ids", "segment_ids")
 
@@ -81,6 +83,8 @@ def save(file: Path, model: ModelProto, location: str | None = None) -> None:
     if location:
         data = bytearray()
         for tensor in model.graph.initializer:
+            if len(tensor.raw_data) < LARGE:
+                continue
             set_external_data(tensor, location, offset=len(data), length=len(tensor.raw_data))
             data += tensor.raw_data
             tensor.ClearField("raw_data")

@@ -5,6 +5,7 @@ transformers gives them. T tokens, H hidden size, A heads of D, L labels, V word
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -169,22 +170,56 @@ def label_logits(config: Config, weights: Weights, hidden: Doubles) -> Doubles:
     return linear(weights, "classifier.out_proj", np.tanh(linear(weights, "classifier.dense", first)))
 
 
+def yes_over_no(config: Config, weights: Weights, hidden: Doubles, yes_no: tuple[int, int]) -> Doubles:
+    """Tell how much likelier a language model goes on with one word than with another: (T, H) to (1,)."""
+    table = double(weights["embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"])
+    yes, no = table[list(yes_no)] @ hidden[-1]
+    return np.array([yes - no])
+
+
+@dataclass(frozen=True)
+class WordHead:
+    """What an architecture calls the layers that score words."""
+
+    dense: str
+    norm: str
+    activation: str
+    table: str
+    bias: str
+    embeddings: str = "embeddings.word_embeddings.weight"
+
+
+WORD_HEADS = {
+    "bert": WordHead(
+        "cls.predictions.transform.dense",
+        "cls.predictions.transform.LayerNorm",
+        "hidden_act",
+        "cls.predictions.decoder.weight",
+        "cls.predictions.bias",
+    ),
+    "distilbert": WordHead(
+        "vocab_transform", "vocab_layer_norm", "activation", "vocab_projector.weight", "vocab_projector.bias"
+    ),
+    "modernbert": WordHead(
+        "head.dense",
+        "head.norm",
+        "classifier_activation",
+        "decoder.weight",
+        "decoder.bias",
+        "embeddings.tok_embeddings.weight",
+    ),
+}
+ROBERTA_WORDS = WordHead("lm_head.dense", "lm_head.layer_norm", "always", "lm_head.decoder.weight", "lm_head.bias")
+
+
 def word_logits(config: Config, weights: Weights, hidden: Doubles) -> Doubles:
     """Score the words at each token of one text: (T, H) to (T, V)."""
-    match config["model_type"]:
-        case "bert":
-            dense, norm = "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"
-            act, bias = config["hidden_act"], "cls.predictions.bias"
-        case "distilbert":
-            dense, norm, act, bias = "vocab_transform", "vocab_layer_norm", config["activation"], "vocab_projector.bias"
-        case "modernbert":
-            dense, norm, act, bias = "head.dense", "head.norm", config["classifier_activation"], "decoder.bias"
-        case _:
-            dense, norm, act, bias = "lm_head.dense", "lm_head.layer_norm", "gelu", "lm_head.bias"
+    names = WORD_HEADS.get(config["model_type"], ROBERTA_WORDS)
     epsilon = config.get("layer_norm_eps") or config.get("norm_eps") or 1e-12
-    x = layer_norm(weights, norm, activate(linear(weights, dense, hidden), act), epsilon)
-    table = "tok_embeddings" if config["model_type"] == "modernbert" else "word_embeddings"
-    return x @ double(weights[f"embeddings.{table}.weight"]).T + double(weights[bias])
+    x = activate(linear(weights, names.dense, hidden), config.get(names.activation, "gelu"))
+    x = layer_norm(weights, names.norm, x, epsilon)
+    table = weights[names.embeddings if config.get("tie_word_embeddings", True) else names.table]  # (V, H)
+    return x @ double(table).T + double(weights.get(names.bias, np.zeros(1)))
 
 
 def word_weights(logits: Doubles) -> Doubles:

@@ -28,6 +28,7 @@ LAYERS = (
     ("quiver.api.dispatch", "quiver.api.root"),
     ("quiver.api.router",),
     ("quiver.api",),  # every other file in api/ is a dialect
+    ("quiver.api.vectors",),
     ("quiver.api.call",),
     ("quiver.service",),
     ("quiver.gate", "quiver.engine.engine"),
@@ -53,7 +54,7 @@ ONE_THING = frozenset(
 """Packages whose own files may import each other; elsewhere, those of one layer may not."""
 
 A_DIALECT_SEES = frozenset(
-    {"quiver.api.call", "quiver.service", "quiver.engine.outputs", "quiver.types", "quiver.errors"}
+    {"quiver.api.call", "quiver.api.vectors", "quiver.service", "quiver.engine.outputs", "quiver.types", "quiver.errors"}
 )
 
 ANYWHERE = ("",)

@@ -3,23 +3,18 @@
 https://platform.openai.com/docs/api-reference/embeddings
 """
 
-import asyncio
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Literal, cast
 
 import msgspec
-import orjson
 
 from quiver import types
 from quiver.api.call import Call, Dialect, Reply, Route, decode_json
-from quiver.engine.outputs import to_base64
+from quiver.api.vectors import in_form, write_array, write_object
 from quiver.errors import EngineError, InvalidInput, QuiverError, Unavailable
 from quiver.service import Service
 from quiver.types import Embeddings, EmbedRequest, Input, ModelStatus
-
-VECTORS_PER_PART = 128
-"""About two milliseconds of writing floats."""
 
 
 class EmbeddingsBody(msgspec.Struct, kw_only=True):
@@ -145,24 +140,16 @@ def _patience(call: Call) -> float | None:
 
 
 async def render_embeddings(embeddings: Embeddings, *, as_base64: bool) -> bytes:
-    """Write vectors; base64 is what the SDK asks for on every call.
-
-    Serialising holds the interpreter's lock, so no thread would help: a large reply is written in parts, between
-    which the event loop serves others.
-    """
-    parts = []
-    for start in range(0, len(embeddings.vectors), VECTORS_PER_PART):
-        vectors = embeddings.vectors[start : start + VECTORS_PER_PART]  # (B, D)
-        data = [
-            {"object": "embedding", "index": i, "embedding": to_base64(vector) if as_base64 else vector}
-            for i, vector in enumerate(vectors, start)
-        ]
-        parts.append(orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
-        if start + VECTORS_PER_PART < len(embeddings.vectors):
-            await asyncio.sleep(0)
-    usage = msgspec.json.encode(_usage(embeddings.usage))
-    model = orjson.dumps(embeddings.model)
-    return b'{"object":"list","data":[%b],"model":%b,"usage":%b}' % (b",".join(parts), model, usage)
+    """Write vectors; base64 is what the SDK asks for on every call."""
+    vectors = in_form(embeddings.vectors, "base64" if as_base64 else "float")
+    return write_object(
+        {
+            "object": "list",
+            "data": await write_array(vectors, lambda i, v: {"object": "embedding", "index": i, "embedding": v}),
+            "model": embeddings.model,
+            "usage": msgspec.json.encode(_usage(embeddings.usage)),
+        }
+    )
 
 
 def _usage(usage: types.Usage) -> Usage:

@@ -127,6 +127,12 @@ def is_hub_id(name: str) -> bool:
     return len(name) <= _MAX_HUB_ID and bool(_HUB_ID.fullmatch(name))
 
 
+def is_graph(name: str) -> bool:
+    """Tell whether a name is that of an ONNX file inside a repository."""
+    path = PurePosixPath(name)
+    return path.suffix == ".onnx" and not path.is_absolute() and ".." not in path.parts
+
+
 def _spec(model_id: str, table: Any) -> ModelSpec:
     if not isinstance(table, dict):
         raise ConfigError(f"{model_id!r} should be a table: [{model_id!r}]")
@@ -150,7 +156,7 @@ def _complaints(spec: ModelSpec) -> Iterator[str]:
         yield "dimensions and max_tokens must be positive"
     if not all(0 < size <= spec.dimensions for size in spec.matryoshka):
         yield f"matryoshka sizes must be 1 to {spec.dimensions}"
-    if spec.onnx_file and not _is_graph(spec.onnx_file):
+    if spec.onnx_file and not is_graph(spec.onnx_file):
         yield "onnx_file must be the path of an .onnx file in the repository"
     if spec.pair_template and not all(part in spec.pair_template[1] for part in ("{query}", "{document}")):
         yield "pair_template must have {query} and {document} in its middle"
@@ -158,8 +164,3 @@ def _complaints(spec: ModelSpec) -> Iterator[str]:
         yield "pair_template and yes_no go together"
     if not all(_SHA256.fullmatch(value) for value in spec.sha256.values()):
         yield "a sha256 must be 64 lower-case hexadecimal digits"
-
-
-def _is_graph(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.suffix == ".onnx" and not path.is_absolute() and ".." not in path.parts

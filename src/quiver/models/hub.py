@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from quiver.config import ModelsConfig
 from quiver.errors import LoadError
-from quiver.models.catalogue import ModelSpec, is_hub_id
+from quiver.models.catalogue import ModelSpec, is_graph, is_hub_id
 from quiver.models.files import USUAL_GRAPHS, ModelFiles, external_data, is_lfs_pointer
 from quiver.models.spec import dense_folders, read_spec
 
@@ -74,6 +74,8 @@ def resolve(
     `onnx_file` is the graph that the operator wants run as it is: of the repository that `name` is, even where that is
     a copy which the catalogue would pass over.
     """
+    if onnx_file and not is_graph(onnx_file):
+        raise LoadError(f"{onnx_file!r} is no ONNX file: give its path in the repository, such as {USUAL_GRAPHS[0]}")
     if is_local(name):
         return _found(_operators_directory(name), spec, onnx_file)
     source = _Source.of(name, spec, config, onnx_file)
