@@ -125,8 +125,8 @@ class Made:
 def make(
     folder: Path, kind: str, *, head: Head | None = None, prefix: str | None = None, seed: int = 0, **changes: Any
 ) -> Made:
-    """Write the checkpoint of a kind into `folder`; `changes` go over its config.json."""
-    config = config_of(kind) | changes
+    """Write the checkpoint of a kind into `folder`; `changes` go over its config.json, and None leaves a key out."""
+    config = {key: value for key, value in (config_of(kind) | changes).items() if value is not None}
     if head == "classifier":
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(LABELS)}
     has_head = head in {"classifier", "masked_lm"} or kind.startswith("clip")
@@ -265,7 +265,7 @@ def head_shapes(config: Config, head: Head | None) -> Iterator[Shape]:
         yield from masked_lm(config, kind, hidden)
     if head == "colbert":
         yield "linear.weight", (16, hidden)
-    if kind.startswith("clip") and config["projection_dim"]:
+    if "projection_dim" in config:
         yield "text_projection.weight", (config["projection_dim"], config.get("text_config", config)["hidden_size"])
     if kind == "clip":
         yield "visual_projection.weight", (config["projection_dim"], config["vision_config"]["hidden_size"])
