@@ -238,7 +238,9 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {first}-{length - 1}/{length}"
             self._send(206, headers | {"Content-Length": str(length - first)}, body[first:])
         else:
-            self._send(200, headers | {"Content-Length": str(length)}, body, held=held)
+            self._send(200, headers | {"Content-Length": str(length)}, body[: length // 2] if held else body)
+        if held:
+            self._wait_with(body[length // 2 :])
 
     def _spoil(self, repository: Repository, name: str, content: bytes) -> tuple[bytes, int]:
         """Return the bytes to send and the length to promise."""
@@ -252,15 +254,15 @@ class _Handler(BaseHTTPRequestHandler):
                 return content[: len(content) // 2], len(content)
         return content, len(content)
 
-    def _send(self, status: int, headers: Mapping[str, str], body: bytes, *, held: bool = False) -> None:
+    def _wait_with(self, rest: bytes) -> None:
+        self.wfile.flush()
+        self.hub.gate.wait(PATIENCE_SECONDS)
+        with suppress(OSError):  # whoever asked may be gone
+            self.wfile.write(rest)
+
+    def _send(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
         self.end_headers()
-        half = len(body) // 2 if held else len(body)
-        self.wfile.write(body[:half])
-        if held:
-            self.wfile.flush()
-            self.hub.gate.wait(PATIENCE_SECONDS)
-            with suppress(OSError):  # whoever asked may be gone
-                self.wfile.write(body[half:])
+        self.wfile.write(body)

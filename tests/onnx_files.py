@@ -1,4 +1,4 @@
-"""Repositories that hold an ONNX file alone, as optimum and Xenova export them; tiny, random, and written without torch.
+"""Repositories that hold an ONNX file alone, as optimum and Xenova export them: tiny, random, written without torch.
 
 The graphs read padded inputs (B, L); their tensors and config.json are those of checkpoints.py. H hidden size.
 """
@@ -11,12 +11,23 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 from safetensors.numpy import load_file
 
 import checkpoints
+from quiver.backends import onnx_file
+from quiver.backends.onnx_file import OnnxFileBackend
+from quiver.errors import LoadError
+from quiver.models.catalogue import ModelSpec
+from quiver.models.files import ModelFiles
+from quiver.types import Encoding
+
+HIDDEN = 48
+POSITIONS = 512
+VOCAB = 1500
 
 Form = Literal["tokens", "mean", "first", "labels", "words", "attention"]
 """What an output holds: hidden states (B, L, H), their masked mean or first (B, H), scores of labels (B, labels), of
@@ -100,6 +111,31 @@ def relocate(file: Path, location: str) -> None:
             if entry.key == "location":
                 entry.value = location
     file.write_bytes(model.SerializeToString())
+
+
+def spec_of(**changes: Any) -> ModelSpec:
+    """Describe the tiny model."""
+    plain = {"pooling": "mean", "dimensions": HIDDEN, "max_tokens": POSITIONS}
+    return ModelSpec(id="test/tiny", weights="test/tiny", **plain | changes)
+
+
+def load(folder: Path, dtype: str = "float32", **spec: Any) -> OnnxFileBackend:
+    """Load a repository as the engine does."""
+    return onnx_file.load(ModelFiles(folder, "test/tiny"), spec_of(**spec), dtype=dtype, lanes=2)
+
+
+def refusal(folder: Path, dtype: str = "float32", **spec: Any) -> str:
+    """Return why a repository is not loaded; it must be said in one line."""
+    with pytest.raises(LoadError) as refused:
+        load(folder, dtype, **spec)
+    assert "\n" not in refused.value.message
+    return refused.value.message
+
+
+def texts_of(*lengths: int) -> list[Encoding]:
+    """Draw a text of each length; the same lengths give the same texts."""
+    draw = np.random.default_rng(sum(lengths))
+    return [Encoding(draw.integers(len(checkpoints.BERT_SPECIALS), VOCAB, length)) for length in lengths]
 
 
 class Encoder:

@@ -102,8 +102,8 @@ def heads(x: Doubles, size: int) -> Doubles:
 def turn(x: Doubles, theta: float) -> Doubles:
     """Turn the halves of each head, as real and imaginary parts, by each token's position: (T, A, D) to (T, A, D)."""
     half = x.shape[2] // 2
-    # transformers computes the angles, but nothing else, in float32: models were trained with those.
-    steps = (1.0 / theta ** (np.arange(half) / half)).astype(np.float32)
+    # transformers computes the angles in float32, all of it: models were trained with those.
+    steps = 1 / np.float32(theta) ** (np.arange(half, dtype=np.float32) / np.float32(half))
     angles = double(np.arange(len(x), dtype=np.float32)[:, None] * steps)  # (T, D / 2)
     turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
     return np.concatenate([turned.real, turned.imag], axis=2)

@@ -59,6 +59,7 @@ A_DIALECT_SEES = frozenset(
 
 ANYWHERE = ("",)
 DOORS = {
+    "ctranslate2": ("quiver/backends/ct2.py",),
     "httptools": (),
     "huggingface_hub": ("quiver/models/hub.py",),
     "matplotlib": ("quiver/bench/plot.py",),
@@ -73,6 +74,8 @@ DOORS = {
     "safetensors": ("quiver/models/weights.py",),
     "starlette": ("quiver/api/http.py",),
     "structlog": ("quiver/telemetry/", "quiver/api/dispatch.py", "quiver/app.py", "quiver/progress.py"),
+    "torch": ("quiver/backends/pytorch/",),
+    "transformers": ("quiver/backends/pytorch/",),
     "tokenizers": ("quiver/engine/tokenizer.py",),
     "typer": ("quiver/cli.py",),
     "uvicorn": ("quiver/api/http.py",),

@@ -17,7 +17,13 @@ from quiver.models.hub import Found
 
 GRAPH = "onnx/model.onnx"
 BESIDE = ("onnx/Constant_7_attr__value", "onnx/model.onnx_data")
-OTHERS = ("onnx/model_fp16.onnx", "onnx/model_fp16.onnx_data", "onnx/model_quantized.onnx")
+OTHERS = (
+    "onnx/model_fp16.onnx",
+    "onnx/model_fp16.onnx_data",
+    "onnx/model_quantized.onnx",
+    "gpu/Constant_1",
+    "gpu/x.onnx",
+)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
 

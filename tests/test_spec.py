@@ -178,6 +178,10 @@ def test_architectures_have_words_of_their_own(tmp_path: Path, config: dict[str,
     [
         ({"config.json": {"model_type": "bert"}}, "states no hidden_size"),
         ({"config.json": {"hidden_size": 8}}, "states no max_position_embeddings"),
+        (
+            {"config.json": {"hidden_size": 8}, "tokenizer_config.json": {"model_max_length": int(1e30)}},
+            "states no max_position_embeddings",
+        ),
         ({"config_sentence_transformers.json": {"prompts": {"query": 1}}}, "has prompts that are not texts by task"),
         ({"modules.json": MODULES}, r"acme/tiny has no 1_Pooling/config\.json"),
         ({"modules.json": {}}, "should hold an array"),
@@ -254,9 +258,7 @@ def test_one_label_makes_a_reranker(tmp_path: Path, facts: dict[str, Any]) -> No
 
 def test_several_labels_make_a_classifier(tmp_path: Path) -> None:
     """They come in the order of their logits, whatever the order of the file."""
-    spec = classifier(
-        tmp_path, id2label={"10": "k", "1": "b", **{str(i): "acdefghij"[max(0, i - 1)] for i in (0, *range(2, 10))}}
-    )
+    spec = classifier(tmp_path, id2label={"10": "k"} | {str(i): "abcdefghij"[i] for i in reversed(range(10))})
     assert (spec.kind, spec.labels, spec.dimensions) == ("classify", tuple("abcdefghijk"), 11)
     assert not spec.multi_label
 
@@ -267,7 +269,7 @@ def test_labels_may_hold_together(tmp_path: Path) -> None:
 
 
 def test_labels_that_are_not_written_down_have_the_usual_names(tmp_path: Path) -> None:
-    """transformers leaves out what is its default: two labels."""
+    """What transformers leaves out is its default: two labels."""
     assert classifier(tmp_path).labels == ("LABEL_0", "LABEL_1")
 
 

@@ -8,7 +8,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -21,8 +21,9 @@ from quiver.api.openapi import docs_routes
 from quiver.cli import cli
 from quiver.config import Field
 from quiver.errors import QuiverError, SetupError
-from quiver.models.catalogue import Catalogue
+from quiver.models.catalogue import Catalogue, ModelSpec
 from quiver.telemetry.observer import Observer
+from quiver.types import Kind
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- generated: "
@@ -87,23 +88,42 @@ def _command(name: str, command: Any) -> str:
     return "\n".join(parts)
 
 
-def models_table() -> str:
-    """List the catalogue."""
-    header = ["model", "dimensions", "tokens", "pooling", "unit length", "may be cut to", "prompts", "licence"]
-    rows = (
-        [
-            f"**{spec.id}**<br>{code(spec.aliases)}",
-            str(spec.dimensions),
-            str(spec.max_tokens),
-            spec.pooling,
-            "yes" if spec.normalize else "no",
-            ", ".join(map(str, spec.matryoshka)),
-            "<br>".join(f"{task}: `{json.dumps(text)}`" for task, text in spec.prompts.items()),
-            spec.licence,
-        ]
-        for spec in Catalogue.load()
-    )
-    return table(header, rows)
+KINDS: Mapping[Kind, str] = {
+    "embed": "Embedding models",
+    "rerank": "Rerankers",
+    "classify": "Classifiers",
+    "sparse": "Sparse models",
+    "multi_vector": "Multi-vector models",
+}
+
+
+def models_list() -> str:
+    """List the catalogue, each kind of model with what matters to it."""
+    specs = list(Catalogue.load())
+    by_kind = {kind: [spec for spec in specs if spec.kind == kind] for kind in KINDS}
+    return "\n".join(f"### {KINDS[kind]}\n\n{_models(known)}" for kind, known in by_kind.items() if known)
+
+
+def _models(specs: Sequence[ModelSpec]) -> str:
+    """Make a table of those columns that any of the models fills."""
+    columns: Mapping[str, Callable[[ModelSpec], str]] = {
+        "model": lambda spec: f"**{spec.id}**<br>{spec.description}<br>{code(spec.aliases)}".removesuffix("<br>"),
+        "dimensions": lambda spec: str(spec.dimensions) if spec.kind != "rerank" else "",
+        "may be cut to": lambda spec: ", ".join(map(str, spec.matryoshka[1:])),
+        "tokens": lambda spec: str(spec.max_tokens),
+        "pooling": _pooling,
+        "labels": lambda spec: ", ".join(spec.labels),
+        "prompts": lambda spec: "<br>".join(f"{task}: `{json.dumps(text)}`" for task, text in spec.prompts.items()),
+        "licence": lambda spec: spec.licence,
+    }
+    filled = {name: cells for name, cell in columns.items() if any(cells := [cell(spec) for spec in specs])}
+    return table(list(filled), zip(*filled.values(), strict=True))
+
+
+def _pooling(spec: ModelSpec) -> str:
+    if spec.kind != "embed":
+        return ""
+    return spec.pooling if spec.normalize else f"{spec.pooling}, length as it comes"
 
 
 def errors_table() -> str:
@@ -150,7 +170,7 @@ def all_tables() -> Mapping[str, str]:
         **{f"settings {section}": settings_table(section) for section in sections},
         **{f"routes {d.name}": routes_table(d) for d in DIALECTS},
         "commands": commands_list(),
-        "models": models_table(),
+        "models": models_list(),
         "errors": errors_table(),
         "metrics": metrics_table(),
     }

@@ -5,7 +5,8 @@
     │   ├── InvalidInput           a field has a wrong type or value
     │   │   ├── InvalidJson        the body is not JSON at all
     │   │   ├── TooManyInputs
-    │   │   └── TooLong            more tokens than the model reads
+    │   │   ├── TooLong            more tokens than the model reads
+    │   │   └── WrongKind          the model is for something else
     │   ├── UnknownModel
     │   ├── UnknownRoute
     │   ├── WrongMethod
@@ -71,6 +72,10 @@ class TooLong(InvalidInput):
     """An input has more tokens than the model reads."""
 
     code = "context_length_exceeded"
+
+
+class WrongKind(InvalidInput):
+    """The model is for something else."""
 
 
 class UnknownModel(Refused):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from quiver import __version__
 from quiver.engine.engine import Engine
 from quiver.errors import NotReady, Overloaded, QuiverError, UnknownModel
 from quiver.telemetry.observer import Observer
@@ -14,6 +15,7 @@ from quiver.types import (
     DecodeRequest,
     Embeddings,
     EmbedRequest,
+    Limits,
     ModelStatus,
     Queue,
     Ranking,
@@ -70,6 +72,15 @@ class Service:
     def queue(self, model: str | None = None) -> Queue:
         """Tell what waits for a model; nothing does for one that is not loaded."""
         return self.engine.replicas.queue(model)
+
+    def limits(self) -> Limits:
+        """Tell how much a request may bring, and how much may wait."""
+        return self.engine.limits
+
+    @property
+    def version(self) -> str:
+        """Quiver's own."""
+        return __version__
 
     def models(self) -> Sequence[ModelStatus]:
         """List the models that may be asked for with their state, the configured ones first."""

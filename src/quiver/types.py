@@ -26,6 +26,9 @@ Kind = Literal["embed", "rerank", "classify", "sparse", "multi_vector"]
 """What a model gives: a vector for an input; a score for a pair; scores for labels; weights of words; a vector for
 each token."""
 
+Activation = Literal["sigmoid", "softmax"]
+"""Logits to probabilities: each label by itself, or shares among all."""
+
 Side = Literal["left", "right"]
 """Where an over-long input is cut."""
 
@@ -134,6 +137,8 @@ class ClassifyRequest(ModelRequest):
     inputs: Sequence[str | Pair]
     raw_scores: bool = False
     """Return logits instead of probabilities."""
+    activation: Activation | None = None
+    """How logits become probabilities; None does as the model's number of labels has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +148,8 @@ class Timings:
     encode: float = 0.0
     compute: float = 0.0
     total: float = 0.0
+    queue: float = 0.0
+    """The part of `compute` until a lane was free, on average over the inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +240,8 @@ class Tokenization:
 
     model: str
     tokens: Sequence[Sequence[Token]]
+    texts: Sequence[str] = ()
+    """What was cut: each text with its prompt before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,12 +317,29 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much the server takes, and what it does with more."""
+
+    client_batch_size: int
+    """Most inputs in one request."""
+    waiting_tokens: int
+    """Most tokens that may wait for a model."""
+    truncate: bool
+    """What happens to an over-long input where a request does not say: it is cut, or refused."""
+    encoders: int
+    """Threads that turn texts into tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatus:
     """What the server can say about one model."""
 
     id: str
     state: ModelState
     kind: str = "embed"
+    pooling: str = ""
+    revision: str = ""
+    """Commit or branch of the hub's repository that its files are of."""
     aliases: tuple[str, ...] = ()
     created: int = 0
     """Unix seconds of when it was loaded (0: not yet)."""
@@ -324,6 +350,8 @@ class ModelStatus:
     labels: tuple[str, ...] = ()
     backend: str = ""
     dtype: str = ""
+    batch_tokens: int = 0
+    """Most tokens in one forward pass (0: not loaded yet); a longer input runs alone."""
     num_bytes: int = 0
     """Size of its weights."""
     downloads: tuple[FileProgress, ...] = ()

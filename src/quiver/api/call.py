@@ -63,6 +63,8 @@ class Route:
     """The struct of the reply's body, for OpenAPI."""
     public: bool = False
     """Needs no key."""
+    at_root: bool = True
+    """Stands at its own path too, and not under the dialect's prefix alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,16 @@ def decode_json(call: Call, kind: type[T], *, any_media_type: bool = False) -> T
         raise InvalidJson("the body is nested too deeply") from error
     except msgspec.DecodeError as error:
         raise InvalidJson(f"the body is not JSON: {error}") from error
+
+
+def patience(call: Call) -> float | None:
+    """Return how long the SDKs that Stainless makes say they will wait; nobody reads an answer that comes later."""
+    text = call.headers.get("x-stainless-read-timeout", "")
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return seconds if seconds > 0 else None
 
 
 def refuse(dialect: Dialect, error: QuiverError) -> Reply:

@@ -10,7 +10,7 @@ from typing import Literal, cast
 import msgspec
 
 from quiver import types
-from quiver.api.call import Call, Dialect, Reply, Route, decode_json
+from quiver.api.call import Call, Dialect, Reply, Route, decode_json, patience
 from quiver.api.vectors import in_form, write_array, write_object
 from quiver.errors import EngineError, InvalidInput, QuiverError, Unavailable
 from quiver.service import Service
@@ -108,7 +108,7 @@ async def create_embeddings(service: Service, call: Call) -> Reply:
         truncate=body.truncate,
         prompt_name=body.prompt_name,
         task=body.input_type,
-        timeout_seconds=_patience(call),
+        timeout_seconds=patience(call),
     )
     embeddings = await service.embed(request, call.caller)
     return Reply(
@@ -127,16 +127,6 @@ def read_inputs(given: str | list[str | int | list[int]]) -> Sequence[Input]:
     if len(kinds) > 1:
         raise InvalidInput("input mixes texts and token ids: send only one kind", param="input")
     return [cast(list[int], given)] if kinds == {int} else cast(list[Input], given)
-
-
-def _patience(call: Call) -> float | None:
-    """The SDK says how long it will wait; nobody reads an answer that comes later."""
-    text = call.headers.get("x-stainless-read-timeout", "")
-    try:
-        seconds = float(text)
-    except ValueError:
-        return None
-    return seconds if seconds > 0 else None
 
 
 async def render_embeddings(embeddings: Embeddings, *, as_base64: bool) -> bytes:

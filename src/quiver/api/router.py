@@ -95,7 +95,8 @@ def mounted(dialects: Sequence[Dialect]) -> Iterator[tuple[str, Dialect, Route]]
     """Yield every path template with the route behind it: at the root, and under the dialect's own prefix."""
     for dialect in dialects:
         for route in dialect.routes:
-            yield route.path, dialect, route
+            if route.at_root:
+                yield route.path, dialect, route
             if dialect.has_prefix:
                 yield f"/{dialect.name}{route.path}", dialect, route
 

@@ -7,7 +7,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from quiver.engine import outputs
 from quiver.types import Floats
@@ -15,24 +17,40 @@ from quiver.types import Floats
 VECTORS_PER_PART = 128
 """About two milliseconds of writing floats."""
 
-Form = Literal["float", "base64", "int8", "uint8", "binary", "ubinary"]
+Form = Literal["float", "float16", "base64", "int8", "uint8", "binary", "ubinary"]
 
 
 def in_form(vectors: Floats, form: Form) -> Sequence[Any]:
     """(B, D) -> what stands in JSON for each of the B: numbers, or base64 of little-endian float32."""
+    return in_base64(vectors) if form == "base64" else list(as_numbers(vectors, form))
+
+
+def in_forms(vectors: Floats, forms: Sequence[Form]) -> Sequence[dict[Form, Any]]:
+    """(B, D) -> for each of the B an object with every form that was asked for."""
+    columns = [in_form(vectors, form) for form in forms]
+    return [dict(zip(forms, column, strict=True)) for column in zip(*columns, strict=True)]
+
+
+def in_base64(numbers: NDArray[Any]) -> Sequence[str]:
+    """(B, N) numbers of any type -> base64 of their bytes, little-endian, for each of the B."""
+    return [outputs.to_base64(row) for row in numbers]
+
+
+def as_numbers(vectors: Floats, form: Form) -> NDArray[Any]:
+    """(B, D) -> numbers of a type, (B, D), or (B, ceil(D / 8)) where bits are packed; of base64, those inside."""
     match form:
-        case "float":
-            return list(vectors)
-        case "base64":
-            return [outputs.to_base64(vector) for vector in vectors]
+        case "float" | "base64":
+            return vectors
+        case "float16":
+            return vectors.astype(np.float16)
         case "int8":
-            return list(outputs.to_int8(vectors)[0])
+            return outputs.to_int8(vectors)[0]
         case "uint8":
-            return list(outputs.to_uint8(vectors)[0])
+            return outputs.to_uint8(vectors)[0]
         case "binary":
-            return list(outputs.to_binary(vectors))
+            return outputs.to_binary(vectors)
         case "ubinary":
-            return list(outputs.to_ubinary(vectors))
+            return outputs.to_ubinary(vectors)
 
 
 async def write_array(items: Sequence[Any], as_json: Callable[[int, Any], Any] = lambda _, item: item) -> bytes:

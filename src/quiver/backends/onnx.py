@@ -25,22 +25,12 @@ BATCH_TOKENS = 224
 costs more than it saves, and above 256 the products' inner blocks show in the last bit."""
 
 
-def _averages(batch: PackedBatch) -> Floats:
-    """(B, T): a row for each input, that makes the mean of its tokens."""
-    owners = np.repeat(np.arange(len(batch.lengths)), batch.lengths)  # (T,)
-    shares = (1 / batch.lengths).astype(np.float32)  # (B,)
-    rows = np.equal(np.arange(len(batch.lengths))[:, None], owners)
-    averages: Floats = np.where(rows, shares[:, None], np.float32(0))
-    return averages
-
-
 _GIVEN: Mapping[str, Callable[[PackedBatch], NDArray[Any]]] = {
     "ids": lambda batch: batch.ids,
     "positions": lambda batch: batch.positions,
     "type_ids": lambda batch: batch.type_ids,
     "firsts": lambda batch: batch.cu_seqlens[:-1],
     "lasts": lambda batch: batch.cu_seqlens[1:] - 1,
-    "averages": _averages,
 }
 """What a graph may ask of a batch, by the name of its input."""
 
@@ -59,6 +49,7 @@ class OnnxBackend:
         self.vocab_size = graph.vocab_size
         self.max_positions = graph.max_positions
         self._inputs = graph.inputs
+        self._key_block = graph.key_block
         num_bytes = sum(weight.nbytes for weight in graph.weights.values())
         self._sessions = Sessions(partial(_start, graph), num_bytes=num_bytes)
 
@@ -66,7 +57,7 @@ class OnnxBackend:
         """Return the graph's result: (T, ·), or (B, ·) where it is pooled."""
         given = {name: _GIVEN[name](batch) for name in self._inputs if name in _GIVEN}
         if "cells" in self._inputs:
-            rows = lay_rows(batch.lengths)
+            rows = lay_rows(batch.lengths, self._key_block)
             given |= {"cells": rows.cells, "segments": rows.segments, "places": rows.places}
         with self._sessions.free() as session:
             result: Floats = session.run(["result"], {name: given[name] for name in self._inputs})[0]

@@ -259,7 +259,7 @@ def _choose(path: Path, results: Mapping[str, NDArray[Any]], spec: ModelSpec) ->
     if spec.dense and not pooled:
         raise LoadError(
             f"{path} gives hidden states, but the vectors of {spec.id} take more layers ({', '.join(spec.dense)}): "
-            "choose a file with the output sentence_embedding by onnx_file, or none, and have the model compiled"
+            "choose a file with the output sentence_embedding by onnx_file"
         )
     return _Output(name, pooled or spec.yes_no is not None, spec.yes_no)
 

@@ -13,7 +13,7 @@ from quiver.engine.ranking import score
 from quiver.engine.replicas import Replica, Replicas
 from quiver.engine.runner import Form, Runner
 from quiver.engine.scoring import best, cosines, probabilities
-from quiver.errors import InvalidInput, NotReady
+from quiver.errors import InvalidInput, NotReady, WrongKind
 from quiver.models.catalogue import Catalogue, ModelSpec
 from quiver.models.hub import Progress
 from quiver.telemetry.observer import Observer
@@ -58,6 +58,7 @@ class Engine:
         self._default_prompt = models_config.default_prompt
         self._runner = Runner(config, observer)
         self.replicas = Replicas(models_config, config, catalogue, observer)
+        self.limits = self._runner.limits
 
     async def load(self, progress: Progress) -> None:
         """Find, fetch and load every configured model. Raises `SetupError`."""
@@ -109,7 +110,7 @@ class Engine:
             self._runner.check_count(len(request.inputs), "input")
             computed = await self._runner.run(replica, request, request.inputs, caller)
             logits = np.stack(computed.results)  # (B, L)
-            scores = logits if request.raw_scores else probabilities(logits)
+            scores = logits if request.raw_scores else probabilities(logits, request.activation)
             labels = spec.labels or tuple(f"LABEL_{i}" for i in range(logits.shape[1]))
             return Classification(spec.id, labels, scores, computed.usage)
 
@@ -140,10 +141,11 @@ class Engine:
             self._runner.check_count(len(request.texts), "input")
             spec, tokenizer = replica.model.spec, replica.model.tokenizer
             prompt, special = choose_prompt(spec.prompts, name=request.prompt_name), request.special_tokens
+            texts = [prompt + text for text in request.texts]
             tokens = await self._runner.in_thread(
-                lambda: [tokenizer.tokens(prompt + text, special_tokens=special) for text in request.texts]
+                lambda: [tokenizer.tokens(text, special_tokens=special) for text in texts]
             )
-            return Tokenization(spec.id, tokens)
+            return Tokenization(spec.id, tokens, texts)
 
     async def decode(self, request: DecodeRequest) -> list[str]:
         """Turn token ids back into texts."""
@@ -189,17 +191,17 @@ class Engine:
 
 
 def _require(replica: Replica, *kinds: Kind) -> ModelSpec:
-    """Return a model's spec; raises `InvalidInput` if the model is for something else."""
+    """Return a model's spec; raises `WrongKind`."""
     spec = replica.model.spec
     if spec.kind not in kinds:
-        raise InvalidInput(f"{spec.id} cannot do that: {_INSTEAD[spec.kind]}", param="model")
+        raise WrongKind(f"{spec.id} cannot do that: {_INSTEAD[spec.kind]}", param="model")
     return spec
 
 
 def _require_token_vectors(replica: Replica) -> None:
     if replica.model.backend.pooled:
         name = replica.model.spec.id
-        raise InvalidInput(f"{name} gives one vector for each input, and none for its tokens", param="model")
+        raise WrongKind(f"{name} gives one vector for each input, and none for its tokens", param="model")
 
 
 def _check_dimensions(dimensions: int | None, spec: ModelSpec) -> None:

@@ -315,6 +315,8 @@ def _known(spec: ModelSpec) -> ModelStatus:
         id=spec.id,
         state=ModelState.AVAILABLE,
         kind=spec.kind,
+        pooling=spec.pooling,
+        revision=spec.revision,
         aliases=spec.aliases,
         dimensions=spec.dimensions,
         max_tokens=spec.max_tokens,
@@ -331,6 +333,7 @@ def _loaded(replica: Replica, *, batch_invariant: bool) -> ModelStatus:
         created=int(time.time()),
         backend=model.backend.name,
         dtype=model.dtype,
+        batch_tokens=replica.scheduler.budget.max_tokens,
         num_bytes=replica.num_bytes,
         batch_invariant=batch_invariant,
     )

@@ -16,7 +16,7 @@ from quiver.engine.pooling import pool
 from quiver.engine.replicas import Replica
 from quiver.errors import InvalidInput, TooManyInputs
 from quiver.telemetry.observer import Observer
-from quiver.types import Caller, Encoding, Floats, Input, ModelRequest, Pair, Timings, Usage
+from quiver.types import Caller, Encoding, Floats, Input, Limits, ModelRequest, Pair, Timings, Usage
 
 T = TypeVar("T")
 
@@ -53,6 +53,17 @@ class Runner:
         self._observer = observer
         self._encoders = ThreadPoolExecutor(cores(), thread_name_prefix="encode")
 
+    @property
+    def limits(self) -> Limits:
+        """How much is taken."""
+        config = self._config
+        return Limits(
+            client_batch_size=config.max_client_batch_size,
+            waiting_tokens=config.max_waiting_tokens,
+            truncate=config.truncate,
+            encoders=cores(),
+        )
+
     async def run(
         self,
         replica: Replica,
@@ -65,8 +76,8 @@ class Runner:
         start = time.perf_counter()
         encodings = await self._encode(replica, request, inputs, form)
         encoded = time.perf_counter()
-        results = await self._submit(replica, request, encodings, caller)
-        return Computed(results, encodings, self._usage(replica, encodings, start, encoded))
+        results, queue = await self._submit(replica, request, encodings, caller)
+        return Computed(results, encodings, self._usage(replica, encodings, (start, encoded), queue))
 
     async def run_together(
         self, replica: Replica, request: ModelRequest, inputs: Sequence[Input], caller: Caller, form: Form
@@ -76,9 +87,9 @@ class Runner:
         tokenizer = replica.model.tokenizer
         whole, ends = tokenizer.join(await self._encode(replica, request, inputs, form))
         encoded = time.perf_counter()
-        (tokens,) = await self._submit(replica, request, [whole], caller)
+        (tokens,), queue = await self._submit(replica, request, [whole], caller)
         spans = np.concatenate(([tokenizer.num_head], ends))
-        return pool(tokens[: ends[-1]], spans, "mean"), self._usage(replica, [whole], start, encoded)
+        return pool(tokens[: ends[-1]], spans, "mean"), self._usage(replica, [whole], (start, encoded), queue)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Do what would hold up the event loop (a long text takes milliseconds)."""
@@ -116,17 +127,27 @@ class Runner:
 
     async def _submit(
         self, replica: Replica, request: ModelRequest, encodings: Sequence[Encoding], caller: Caller
-    ) -> Sequence[Floats]:
-        return await replica.scheduler.submit(
-            encodings, caller=caller, priority=request.priority, timeout_seconds=self.timeout(request)
+    ) -> tuple[Sequence[Floats], float]:
+        """Return a result for each, and how long they waited for a lane."""
+        waits: list[float] = []
+        results = await replica.scheduler.submit(
+            encodings,
+            caller=caller,
+            priority=request.priority,
+            timeout_seconds=self.timeout(request),
+            note_wait=waits.append,
         )
+        return results, sum(waits)
 
-    def _usage(self, replica: Replica, encodings: Sequence[Encoding], start: float, encoded: float) -> Usage:
+    def _usage(
+        self, replica: Replica, encodings: Sequence[Encoding], begun: tuple[float, float], queue: float
+    ) -> Usage:
+        start, encoded = begun
         end = time.perf_counter()
         usage = Usage(
             num_tokens=sum(map(len, encodings)),
             truncated=tuple(i for i, encoding in enumerate(encodings) if encoding.truncated),
-            timings=Timings(encode=encoded - start, compute=end - encoded, total=end - start),
+            timings=Timings(encode=encoded - start, compute=end - encoded, total=end - start, queue=queue),
         )
         self._observer.inputs_computed(replica.model.spec.id, len(encodings), usage.num_tokens, usage.timings)
         return usage

@@ -36,7 +36,7 @@ class Scheduler:
     ) -> None:
         self._name = name
         self._compute = compute
-        self._budget = budget
+        self.budget = budget
         self._max_waiting_tokens = max_waiting_tokens
         self._observer = observer
         self._loop = asyncio.get_running_loop()
@@ -73,20 +73,31 @@ class Scheduler:
         return self._died
 
     async def submit(
-        self, encodings: Sequence[Encoding], *, caller: Caller, priority: Priority, timeout_seconds: float
+        self,
+        encodings: Sequence[Encoding],
+        *,
+        caller: Caller,
+        priority: Priority,
+        timeout_seconds: float,
+        note_wait: Callable[[float], None] = lambda _: None,
     ) -> Sequence[Floats]:
-        """Return a result for each, in order; the whole request gets in or none. Raises `Unavailable` or `EngineError`."""
-        request = next(self._request_ids)
+        """Return a result for each, in order; the whole request gets in or none. Raises `Unavailable` or `EngineError`.
+
+        `note_wait` is told the seconds until a lane was free, on average over the inputs.
+        """
+        start, request = time.perf_counter(), next(self._request_ids)
         tickets = [Ticket(e, self._loop.create_future(), caller.id, request, priority) for e in encodings]
         self._admit(tickets)
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await asyncio.gather(*(ticket.future for ticket in tickets))
+                results = await asyncio.gather(*(ticket.future for ticket in tickets))
         except TimeoutError as error:
             raise DeadlineExceeded(f"not answered within {timeout_seconds:g} s") from error
         finally:
             for ticket in tickets:
                 ticket.future.cancel()  # does nothing to one that is answered
+        note_wait(sum(ticket.taken_at - start for ticket in tickets) / max(1, len(tickets)))
+        return results
 
     def _admit(self, tickets: Sequence[Ticket]) -> None:
         with self._changed:
@@ -115,7 +126,7 @@ class Scheduler:
             self._closed = True
             left: list[Ticket] = []
             while self._waiting:
-                left += self._waiting.take_batch(self._budget)
+                left += self._waiting.take_batch(self.budget)
             self._changed.notify_all()
         self._answer(left, [error] * len(left))
 
@@ -134,7 +145,10 @@ class Scheduler:
         """Wait for work and take what fits the budget; nothing means that it is over."""
         with self._changed:
             while True:
-                if batch := self._waiting.take_batch(self._budget):
+                if batch := self._waiting.take_batch(self.budget):
+                    now = time.perf_counter()
+                    for ticket in batch:
+                        ticket.taken_at = now
                     return batch
                 if self._closed:
                     return []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from quiver.types import Floats, Ints
+from quiver.types import Activation, Floats, Ints
 
 
 def sigmoid(logits: Floats) -> Floats:
@@ -23,9 +23,11 @@ def softmax(logits: Floats) -> Floats:
     return shares
 
 
-def probabilities(logits: Floats) -> Floats:
-    """(…, L) logits -> (…, L): one label's own probability, or shares among several."""
-    return sigmoid(logits) if logits.shape[-1] == 1 else softmax(logits)
+def probabilities(logits: Floats, activation: Activation | None = None) -> Floats:
+    """(…, L) logits -> (…, L): as asked, else one label's own probability, or shares among several."""
+    if activation is None:
+        activation = "sigmoid" if logits.shape[-1] == 1 else "softmax"
+    return sigmoid(logits) if activation == "sigmoid" else softmax(logits)
 
 
 def cosines(query: Floats, documents: Floats) -> Floats:

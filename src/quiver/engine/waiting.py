@@ -27,6 +27,8 @@ class Ticket:
     caller: str
     request: int
     priority: Priority
+    taken_at: float = 0.0
+    """When a lane took it, by the performance counter."""
 
     @property
     def abandoned(self) -> bool:

@@ -14,6 +14,8 @@ from quiver.graphs.builder import MICROSOFT, GraphBuilder
 
 NEVER = -1e9
 """Added to the score of a token that is not seen: its exponential is exactly zero."""
+BLOCK = 128
+NARROWEST = 16
 PART = 512
 """Queries at a time where inputs are long: the scores of 8,192 tokens at once would fill gigabytes."""
 LONG = 1024
@@ -76,6 +78,7 @@ def attention(g: GraphBuilder, query: str, key: str, value: str, how: Attention)
     sums in vector lanes, so its last bit would depend on where in the row an input stands.
     """
     heads = how.heads
+    g.key_block = min(g.key_block, key_block(heads.size + 1))
     query, key, value = (_to_rows(g, x, heads) for x in (query, key, value))  # (L, C, A, D)
     value = g.op("Concat", value, _ones(g, heads.count), axis=-1)  # (L, C, A, D + 1)
     if how.long:
@@ -83,6 +86,17 @@ def attention(g: GraphBuilder, query: str, key: str, value: str, how: Attention)
     cells = _cells(g, how.pattern)
     mixed = _mix(g, query, key, value, _bias(g, how.pattern, cells, cells), heads.size)
     return _from_rows(g, g.op("Transpose", mixed, perm=[0, 2, 1, 3]), heads)
+
+
+def key_block(width: int) -> int:
+    """Return how many terms ONNX Runtime's products add up at a time, where the result is so wide.
+
+    It keeps square blocks of the right-hand matrix at hand, and makes them longer where that one is narrow.
+    """
+    columns, rows = BLOCK, BLOCK
+    while columns > NARROWEST and columns // 2 >= width:
+        columns, rows = columns // 2, rows * 2
+    return rows
 
 
 def _mix(g: GraphBuilder, query: str, key: str, value: str, bias: str, size: int) -> str:
@@ -217,12 +231,13 @@ class Rotary:
     @classmethod
     def of(cls, positions: int, size: int, base: float, name: str = "rotary") -> "Rotary":
         """Return the angles of so many positions for heads of a size."""
-        return cls.with_frequencies(positions, base ** -(np.arange(0, size, 2) / size), name)
+        # In float32 throughout, as transformers computes them, so that is what models were trained with.
+        exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+        return cls.with_frequencies(positions, 1 / np.float32(base) ** exponents, name)
 
     @classmethod
     def with_frequencies(cls, positions: int, frequencies: NDArray[Any], name: str = "rotary") -> "Rotary":
         """Return the angles for frequencies of one's own, (D / 2,)."""
-        # transformers computes these in float32, so that is what models were trained with.
         angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies.astype(np.float32)
         return cls(name, np.cos(angles), np.sin(angles))
 

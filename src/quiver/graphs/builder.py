@@ -15,6 +15,8 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 MICROSOFT = "com.microsoft"
 OPSETS = (("", 17), (MICROSOFT, 1))
 
+MAX_KEY_BLOCK = 1 << 30
+
 Weights = Mapping[str, NDArray[Any]]
 
 
@@ -30,6 +32,8 @@ class CompiledGraph:
     """The result has a row for each input, (B, ·), instead of one for each token, (T, ·)."""
     vocab_size: int
     max_positions: int
+    key_block: int
+    """Keys that attention adds up at a time."""
 
 
 class GraphBuilder:
@@ -39,6 +43,7 @@ class GraphBuilder:
         self._outer = outer
         self._scope = f"{outer.new_name('Loop')}/" if outer else ""
         self.weights: dict[str, NDArray[Any]] = outer.weights if outer else {}
+        self.key_block = MAX_KEY_BLOCK
         self._nodes: list[NodeProto] = []
         self.initialisers: dict[str, TensorProto] = outer.initialisers if outer else {}
         self.inputs: dict[str, ValueInfoProto] = outer.inputs if outer else {}
@@ -132,4 +137,5 @@ class GraphBuilder:
             pooled=pooled,
             vocab_size=vocab_size,
             max_positions=max_positions,
+            key_block=self.key_block,
         )

@@ -72,7 +72,7 @@ def _block(g: GraphBuilder, x: str, layers: dict[str, Affine], how: Attention, c
     """(T, H) -> (T, H)."""
     normed = layer_norm(g, x, layers["attention_norm"], config["layer_norm_eps"])
     query, key = (linear(g, normed, layers[role], dtype) for role in ("query", "key"))
-    # Values and what goes down stay in float32: as in BERT, they make most of the error of 8 bits.
+    # Values and what goes down stay in float32: what they lose goes straight into the residual.
     value = linear(g, normed, layers["value"], "float32")
     x = add_linear(g, attention(g, query, key, value, how), layers["attention_output"], x, dtype)
     normed = layer_norm(g, x, layers["feed_forward_norm"], config["layer_norm_eps"])

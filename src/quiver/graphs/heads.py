@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from quiver.errors import LoadError
 from quiver.graphs.builder import GraphBuilder
@@ -70,8 +69,20 @@ def pooled(g: GraphBuilder, hidden: str, how: Pooling) -> str:
         case "last_token":
             return g.op("Gather", hidden, g.input("lasts", "B"))
         case "mean":
-            # One product that adds token after token, as attention does: other inputs' tokens are exact zeros.
-            return g.op("MatMul", g.input("averages", "B", "T", kind=TensorProto.FLOAT), hidden)
+            return _means(g, hidden)
+
+
+def _means(g: GraphBuilder, hidden: str) -> str:
+    """(T, H) -> (B, H), one input after another: in one product for all, company would show in the last bit."""
+    firsts, lasts = g.input("firsts", "B"), g.input("lasts", "B")
+
+    def mean(inner: GraphBuilder, index: str) -> str:
+        i = inner.op("Unsqueeze", index, inner.ints(0))
+        first, last = inner.op("Gather", firsts, i), inner.op("Gather", lasts, i)
+        tokens = inner.op("Slice", hidden, first, inner.op("Add", last, inner.ints(1)), inner.ints(0))
+        return inner.op("ReduceMean", tokens, axes=[0], keepdims=0)
+
+    return g.loop(g.op("Squeeze", g.op("Shape", firsts)), mean)
 
 
 def _vectors(g: GraphBuilder, trunk: Trunk, head: Head) -> Output:

@@ -124,7 +124,7 @@ def _attend(g: GraphBuilder, x: str, block: Block, sight: Sight, epsilon: float,
     normed = layer_norm(g, x, block.attention_norm, epsilon) if block.attention_norm else x
     query, key = (split_heads(g, linear(g, normed, layer, dtype), heads) for layer in (block.query, block.key))
     query, key = (rotate(g, placed, heads, sight.angles) for placed in (query, key))  # (T, A, D)
-    # Values and what goes down stay in float32: as in BERT, they make most of the error of 8 bits.
+    # Values and what goes down stay in float32: what they lose goes straight into the residual.
     value = linear(g, normed, block.value, "float32")
     return add_linear(g, attention(g, query, key, value, sight.attention), block.attention_output, x, dtype)
 

@@ -118,7 +118,7 @@ def _attend(g: GraphBuilder, x: str, block: Block, decoder: Decoder, dtype: Dtyp
         return rotate(g, rms_norm(g, projected, norm, decoder.epsilon), heads, decoder.angles)
 
     query, key = project(block.query, block.query_norm, heads), project(block.key, block.key_norm, groups)
-    # Values and what goes down stay in float32: as in BERT, they make most of the error of 8 bits.
+    # Values and what goes down stay in float32: what they lose goes straight into the residual.
     value = split_heads(g, linear(g, normed, block.value, "float32"), groups)
     key, value = (share_heads(g, shared, groups.count, heads) for shared in (key, value))  # (T, A, D)
     return add_linear(g, attention(g, query, key, value, decoder.attention), block.attention_output, x, dtype)

@@ -5,6 +5,9 @@ that is cheaper, and then a mask keeps them apart.
 
     lengths 100, 60, 32  ->  row 0: 100 tokens           instead of one row of 192:
                              row 1: 60 + 32 + 8 empty     2 × 100² scores for each head, not 192²
+
+Products add up their terms in blocks, and the last bit of a sum shows where a block ends within it. So an input that
+would straddle two blocks of its row begins with the second: it is then divided as it is when it is alone.
 """
 
 from dataclasses import dataclass
@@ -28,43 +31,44 @@ class Rows:
     places: Ints  # (T,) the cell of each token, row after row
 
 
-def lay_rows(lengths: Ints) -> Rows:
-    """Lay inputs of these many tokens, (B,), into the rows that cost least."""
+def lay_rows(lengths: Ints, block: int) -> Rows:
+    """Lay inputs of these many tokens, (B,), into the rows that cost least; products add up `block` keys at a time."""
     sizes = lengths.tolist()
-    rows = min((_balanced(sizes, count) for count in range(1, min(len(sizes), MAX_ROWS) + 1)), key=_cost)
-    width = max(_loads(rows))
+    counts = range(1, min(len(sizes), MAX_ROWS) + 1)
+    rows, width = min((_balanced(sizes, count, block) for count in counts), key=_cost)
     cells, segments = np.zeros((width, len(rows)), np.int64), np.full((len(rows), width), EMPTY, np.int64)
     places = np.empty(sum(sizes), np.int64)
     starts = np.cumsum([0, *sizes]).tolist()
     for row, inputs in enumerate(rows):
-        used = 0
-        for i, size in inputs:
-            tokens, span = np.arange(starts[i], starts[i + 1]), slice(used, used + size)
+        for i, begin, size in inputs:
+            tokens, span = np.arange(starts[i], starts[i + 1]), slice(begin, begin + size)
             cells[span, row], segments[row, span] = tokens, i
-            places[tokens] = np.arange(row * width + used, row * width + used + size)
-            used += size
+            places[tokens] = np.arange(row * width + begin, row * width + begin + size)
     return Rows(cells, segments, places)
 
 
-_Row = list[tuple[int, int]]
-"""Inputs of a row: their index and their tokens."""
+_Row = list[tuple[int, int, int]]
+"""Inputs of a row: their index, the cell that they begin in, and their tokens."""
 
 
-def _balanced(sizes: list[int], count: int) -> list[_Row]:
-    """Share inputs among so many rows: the longest first, each into the row that holds least."""
+def _balanced(sizes: list[int], count: int, block: int) -> tuple[list[_Row], int]:
+    """Share inputs among so many rows: the longest first, each into the row that holds least; and how long that makes them."""
     rows: list[_Row] = [[] for _ in range(count)]
     loads = [0] * count
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         row = loads.index(min(loads))
-        rows[row].append((i, sizes[i]))
-        loads[row] += sizes[i]
-    return rows
+        begin = _begin(loads[row], sizes[i], block)
+        rows[row].append((i, begin, sizes[i]))
+        loads[row] = begin + sizes[i]
+    return rows, max(loads)
 
 
-def _loads(rows: list[_Row]) -> list[int]:
-    return [sum(size for _, size in row) for row in rows]
+def _begin(used: int, size: int, block: int) -> int:
+    """Return the first free cell from which an input is divided into blocks as it is alone."""
+    over = used % block
+    return used if over == 0 or over + size <= block else used - over + block
 
 
-def _cost(rows: list[_Row]) -> int:
-    width = max(_loads(rows))
+def _cost(laid: tuple[list[_Row], int]) -> int:
+    rows, width = laid
     return len(rows) * width * (width + MOVE_COST)

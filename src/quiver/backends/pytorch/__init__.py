@@ -6,11 +6,13 @@ The files beside this one import torch and transformers at their top; this one w
 from importlib.util import find_spec
 
 from quiver.backends import Backend
+from quiver.config import Dtype
 from quiver.errors import LoadError, MissingExtra
 from quiver.models.catalogue import ModelSpec
 from quiver.models.files import ModelFiles
 
 DTYPES = ("float32", "float16", "bfloat16")
+_PACKAGES = ("torch", "transformers")
 
 
 def load(files: ModelFiles, spec: ModelSpec, *, dtype: str, lanes: int = 0, device: str | None = None) -> Backend:
@@ -26,16 +28,30 @@ def load(files: ModelFiles, spec: ModelSpec, *, dtype: str, lanes: int = 0, devi
     return _load(files, spec, dtype, lanes, device or best_device())
 
 
+def has_gpu() -> bool:
+    """Tell whether a graphics card can be used: there is one, and torch to use it with."""
+    return all(map(find_spec, _PACKAGES)) and best_device() != "cpu"
+
+
 def best_device() -> str:
-    """Name the device that models run on where none is asked for: the graphics card, if torch sees one."""
+    """Name the device that models run on where none is asked for."""
     _need_packages()
     import torch  # noqa: PLC0415  it is optional
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def best_dtype() -> Dtype:
+    """Name the arithmetic that suits the best device."""
+    if best_device() == "cpu":
+        return "float32"
+    import torch  # noqa: PLC0415
+
+    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+
+
 def _need_packages() -> None:
-    for package in ("torch", "transformers"):
+    for package in _PACKAGES:
         if find_spec(package) is None:
             raise MissingExtra("torch", f"the backend torch (no package {package!r} is installed)")
 
@@ -51,6 +67,6 @@ def _load(files: ModelFiles, spec: ModelSpec, dtype: str, lanes: int, device: st
         model = read_model(files, spec, dtype).to(device)
         module, tail = heads.split(model, files, spec, device)
         try:
-            return TorchBackend(Trunk(module, device), tail, device=device, lanes=lanes, max_tokens=spec.max_tokens)
+            return TorchBackend(Trunk(module, device), tail, lanes=lanes, max_tokens=spec.max_tokens)
         except Exception as error:  # the model may raise anything when it is tried
             raise LoadError(f"{files.root} is loaded but cannot compute: {error}") from error

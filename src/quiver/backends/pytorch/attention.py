@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-Tensor = torch.Tensor
 Window = tuple[int, int]
 """How far a token sees to its left and to its right; -1 is without end."""
 
@@ -62,7 +62,7 @@ def window_of(sliding: int | None, longest: int, *, causal: bool) -> Window:
 
 def has_varlen(device: str, dtype: torch.dtype) -> bool:
     """Tell whether torch's own attention over packed inputs can be used, with windows."""
-    if device == "cpu" or dtype == torch.float32:
+    if torch.device(device).type != "cuda" or dtype == torch.float32:
         return False
     try:
         from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415  newer than the oldest torch that will do

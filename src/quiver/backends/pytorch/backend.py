@@ -3,12 +3,11 @@
 import traceback
 
 import torch
+from torch import Tensor
 
 from quiver.backends.pytorch.heads import Tail
 from quiver.backends.pytorch.trunk import Inputs, Trunk
 from quiver.types import Floats, PackedBatch
-
-Tensor = torch.Tensor
 
 CPU_BATCH_TOKENS = 224
 CUDA_BATCH_TOKENS = 16384
@@ -20,14 +19,14 @@ CUDA_LANES = 2
 
 
 class TorchBackend:
-    """A model in two parts on one device: a trunk that runs over tokens, and what is made of their states.
+    """A model in two parts: what runs over tokens, and what is made of their states.
 
     A tail of None is a head that only the model itself knows; it must see its inputs padded.
     """
 
-    def __init__(self, trunk: Trunk, tail: Tail | None, *, device: str, lanes: int, max_tokens: int) -> None:
-        self.exact = torch.device(device).type == "cpu"
-        self.name = f"torch {device}"
+    def __init__(self, trunk: Trunk, tail: Tail | None, *, lanes: int, max_tokens: int) -> None:
+        self.name = f"torch {trunk.device}"
+        self.exact = torch.device(trunk.device).type == "cpu"
         self.lanes = lanes or (CPU_LANES if self.exact else CUDA_LANES)
         batch_tokens = CPU_BATCH_TOKENS if self.exact else CUDA_BATCH_TOKENS
         self.batch_tokens = min(batch_tokens, tail.batch_tokens) if tail else batch_tokens
@@ -37,13 +36,12 @@ class TorchBackend:
         self.max_positions = trunk.max_positions or max_tokens
         self._trunk = trunk
         self._tail = tail
-        self._device = device
 
     def forward(self, batch: PackedBatch) -> Floats:
         """Return the result (T, ·), or (B, ·) where it is pooled."""
         try:
             with torch.inference_mode():
-                return _to_host(self._compute(Inputs.of(batch, self._device)))
+                return _to_host(self._compute(Inputs.of(batch, self._trunk.device)))
         except torch.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)  # they hold what was computed so far
             torch.cuda.empty_cache()

@@ -34,7 +34,7 @@ def read_model(files: ModelFiles, spec: ModelSpec, dtype: str) -> Any:
     model, report = _read(files, spec, dtype)
     _check(files, spec, report)
     model.config.use_cache = False  # a decoder would keep keys and values for words that never come
-    return model.eval().requires_grad_(False)  # noqa: FBT003  torch's own signature
+    return model.eval().requires_grad_(False)
 
 
 def _read(files: ModelFiles, spec: ModelSpec, dtype: str) -> tuple[Any, Mapping[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
 from quiver.backends.dense import read_dense
@@ -18,7 +19,6 @@ from quiver.models.files import ModelFiles
 from quiver.models.weights import Weights
 from quiver.types import Pooling
 
-Tensor = torch.Tensor
 Apply = Callable[[Tensor, Tensor], Tensor]
 """(T, H) states, (B + 1,) cu_seqlens -> (T, ·) or (B, ·)."""
 Head = Callable[[Any, Tensor], Tensor]
@@ -95,7 +95,8 @@ def _classifier(model: Any) -> Tail | None:
     kind = model.config.model_type
     if kind not in HEADS:
         return None
-    how = "last_token" if kind in DECODERS else getattr(model.config, "classifier_pooling", "cls")
+    own: Pooling = getattr(model.config, "classifier_pooling", "cls")
+    how: Pooling = "last_token" if kind in DECODERS else own
     return Tail(lambda states, bounds: HEADS[kind](model, pool(states, bounds, how)[:, None]), pooled=True)
 
 

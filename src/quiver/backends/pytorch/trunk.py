@@ -14,12 +14,11 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from quiver.backends.pytorch import attention
 from quiver.backends.pytorch.attention import Packing
 from quiver.types import Ints, PackedBatch
-
-Tensor = torch.Tensor
 
 _TRIED_LENGTHS = (5, 150, 18)
 """Tokens of the inputs that a model is tried with; the second reaches beyond ModernBERT's windows."""
@@ -41,8 +40,8 @@ class Inputs:
     @classmethod
     def of(cls, batch: PackedBatch, device: str) -> Self:
         """Copy a batch to the device."""
-        tokens = torch.from_numpy(np.stack([batch.ids, batch.positions, batch.type_ids])).to(device)
-        return cls(*tokens, torch.from_numpy(batch.cu_seqlens).to(device), batch.lengths.tolist())
+        ids, positions, type_ids = torch.from_numpy(np.stack([batch.ids, batch.positions, batch.type_ids])).to(device)
+        return cls(ids, positions, type_ids, torch.from_numpy(batch.cu_seqlens).to(device), batch.lengths.tolist())
 
     def real(self) -> Tensor:
         """(B, L): where a token stands, and no filling."""
@@ -54,9 +53,10 @@ class Trunk:
     """The part of a model that runs over tokens."""
 
     def __init__(self, model: Any, device: str) -> None:
+        self.device = device
         self._model = model
-        self._device = device
-        self._takes_types = "token_type_ids" in signature(model.forward).parameters and model.config.type_vocab_size > 1
+        has_types = getattr(model.config, "type_vocab_size", 1) > 1
+        self._takes_types = has_types and "token_type_ids" in signature(model.forward).parameters
         self._has_varlen = attention.has_varlen(device, model.dtype)
         self._first_position = _first_position(model)
         self._padding: int = model.config.pad_token_id or 0
@@ -98,10 +98,10 @@ class Trunk:
         """Put the model into our attention if it gives there what it gives by itself; tell whether it does."""
         inputs = self._drawn()
         with torch.inference_mode():
-            alone = torch.cat([self.padded(Inputs.of(_end_to_end([one]), self._device)) for one in inputs])
+            alone = torch.cat([self.padded(Inputs.of(_end_to_end([one]), self.device)) for one in inputs])
             own = self._model.config._attn_implementation  # noqa: SLF001  it has no other name
             self._model.set_attn_implementation(attention.NAME)
-            is_same = self._comes_out_as(alone, Inputs.of(_end_to_end(inputs), self._device))
+            is_same = self._comes_out_as(alone, Inputs.of(_end_to_end(inputs), self.device))
         if not is_same:
             self._model.set_attn_implementation(own)
         return is_same
