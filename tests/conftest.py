@@ -58,7 +58,7 @@ async def assembled(
     model = model or hash_model()
     config = Config(**sections, models=ModelsConfig(model=(model.spec.id,), **(models or {})))
     parts = app.build(config)
-    async with parts.engine:
+    async with parts.engine, parts.service.jobs:
         parts.engine.replicas.add(model.spec.id, model, batch_invariant=True)
         yield parts
 

@@ -52,6 +52,11 @@ def logits(output: Any) -> Any:
     return output.logits[0]
 
 
+def projected(output: Any) -> Any:
+    """Take a text's vector among the images': (D,)."""
+    return output.text_embeds[0]
+
+
 def yes_over_no(output: Any) -> Any:
     """Take how much likelier yes is to come next than no: (1,)."""
     yes, no = output.logits[0, -1, list(YES_NO)]
@@ -71,9 +76,9 @@ def classifier(kind: str, genuine: str, **changes: Any) -> Case:
     )
 
 
-def word_scorer(kind: str, genuine: str, longest: int = 512) -> Case:
+def word_scorer(kind: str, genuine: str) -> Case:
     """Make a case of a masked language model."""
-    return Case(kind=kind, genuine=genuine, read=logits, head="masked_lm", spec={"kind": "sparse"}, longest=longest)
+    return Case(kind=kind, genuine=genuine, read=logits, head="masked_lm", spec={"kind": "sparse"}, longest=512)
 
 
 def judge(*, tied: bool) -> Case:
@@ -91,8 +96,7 @@ def judge(*, tied: bool) -> Case:
 def tower(kind: str) -> Case:
     """Make a case of CLIP's text tower."""
     spec = {"pooling": "last_token"}
-    read = lambda output: output.text_embeds[0]  # noqa: E731 - as short as it gets
-    return Case(kind=kind, genuine="CLIPTextModelWithProjection", read=read, spec=spec, longest=77)
+    return Case(kind=kind, genuine="CLIPTextModelWithProjection", read=projected, spec=spec, longest=77)
 
 
 MODERNBERT_BIASES = {"attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True}
@@ -101,7 +105,7 @@ CASES = {
     "modernbert, window of 128": Case(
         kind="modernbert", genuine="ModernBertModel", read=hidden, changes={"local_attention": 128}
     ),
-    "modernbert, new words": Case(
+    "modernbert, transformers 5": Case(
         kind="modernbert", genuine="ModernBertModel", read=hidden, changes=NEW_WORDS["modernbert"]
     ),
     "modernbert, biases": Case(kind="modernbert", genuine="ModernBertModel", read=hidden, changes=MODERNBERT_BIASES),
@@ -109,9 +113,9 @@ CASES = {
     "modernbert classifier, mean": classifier(
         "modernbert", "ModernBertForSequenceClassification", classifier_pooling="mean", **MODERNBERT_BIASES
     ),
-    "modernbert words": word_scorer("modernbert", "ModernBertForMaskedLM", LONG_LENGTH),
+    "modernbert words": word_scorer("modernbert", "ModernBertForMaskedLM"),
     "qwen3": Case(kind="qwen3", genuine="Qwen3Model", read=hidden),
-    "qwen3, new words": Case(kind="qwen3", genuine="Qwen3Model", read=hidden, changes=NEW_WORDS["qwen3"]),
+    "qwen3, transformers 5": Case(kind="qwen3", genuine="Qwen3Model", read=hidden, changes=NEW_WORDS["qwen3"]),
     "qwen3, biases": Case(kind="qwen3", genuine="Qwen3Model", read=hidden, changes={"attention_bias": True}),
     "qwen3 classifier": classifier("qwen3", "Qwen3ForSequenceClassification"),
     "qwen3 yes": judge(tied=True),
@@ -195,12 +199,11 @@ def test_packed(compared: Compared) -> None:
         assert_near(found, expected, TOLERANCE)
 
 
+@pytest.mark.parametrize("compared", [name for name in CASES if name.endswith("words")], indirect=True)
 def test_word_weights(torch: ModuleType, compared: Compared) -> None:
     """A text's weights of words are those that SPLADE makes of transformers' logits."""
-    if compared.case.spec.get("kind") != "sparse":
-        return
     batch = pack(compared.texts)
-    logits = [torch.from_numpy(each) for each in compared.expected]
-    expected = torch.stack([torch.log1p(torch.relu(each)).amax(dim=0) for each in logits]).numpy()  # (B, V)
+    logits = [torch.from_numpy(one) for one in compared.expected]
+    expected = torch.stack([torch.log1p(torch.relu(one)).amax(dim=0) for one in logits]).numpy()  # (B, V)
 
     assert_near(word_weights(compared.backend.forward(batch), batch.cu_seqlens), expected, TOLERANCE)

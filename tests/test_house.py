@@ -31,7 +31,7 @@ LAYERS = (
     ("quiver.api.vectors",),
     ("quiver.api.call",),
     ("quiver.service",),
-    ("quiver.gate", "quiver.engine.engine"),
+    ("quiver.gate", "quiver.jobs", "quiver.engine.engine"),
     ("quiver.engine.ranking",),
     ("quiver.engine.runner",),
     ("quiver.engine.replicas",),
@@ -54,7 +54,15 @@ ONE_THING = frozenset(
 """Packages whose own files may import each other; elsewhere, those of one layer may not."""
 
 A_DIALECT_SEES = frozenset(
-    {"quiver.api.call", "quiver.api.vectors", "quiver.service", "quiver.engine.outputs", "quiver.types", "quiver.errors"}
+    {
+        "quiver.api.call",
+        "quiver.api.vectors",
+        "quiver.service",
+        "quiver.jobs",
+        "quiver.engine.outputs",
+        "quiver.types",
+        "quiver.errors",
+    }
 )
 
 ANYWHERE = ("",)
@@ -73,7 +81,7 @@ DOORS = {
     "rich": ("quiver/bench/", "quiver/cli.py", "quiver/progress.py"),
     "safetensors": ("quiver/models/weights.py",),
     "starlette": ("quiver/api/http.py",),
-    "structlog": ("quiver/telemetry/", "quiver/api/dispatch.py", "quiver/app.py", "quiver/progress.py"),
+    "structlog": ("quiver/telemetry/", "quiver/api/dispatch.py", "quiver/app.py", "quiver/jobs.py", "quiver/progress.py"),
     "torch": ("quiver/backends/pytorch/",),
     "transformers": ("quiver/backends/pytorch/",),
     "tokenizers": ("quiver/engine/tokenizer.py",),

@@ -146,7 +146,9 @@ def test_the_port_answers_while_the_model_loads(loading):
     assert httpx.get(f"{url}/health/live").status_code == 200
     health = httpx.get(f"{url}/health")
     assert (health.status_code, health.json()["status"]) == (503, "starting")
-    assert health.json()["models"] == [{"id": "org/tiny", "state": "downloading", "error": ""}]
+    (model,) = health.json()["models"]
+    assert (model["id"], model["state"], model["error"]) == ("org/tiny", "downloading", "")
+    assert "config.json" in {file["file"] for file in model["downloads"] if file["done_bytes"] == file["total_bytes"]}
     for reply in (embed(url), embed(url, model="org/tiny"), httpx.get(f"{url}/health/ready")):
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "not_ready")
         assert int(reply.headers["retry-after"]) >= 1
@@ -337,5 +339,5 @@ async def test_a_model_that_failed_says_so(tmp_path):
     async with parts.engine:
         with pytest.raises(LoadError) as refusal:
             await parts.engine.load(lambda *_: None)
-        status = parts.service.model(name)
+        status = parts.service.model("nowhere")
         assert (status.state, status.error) == ("failed", refusal.value.message)

@@ -62,7 +62,7 @@ async def serve(config: Config, progress: Progress) -> None:
     stopping = asyncio.Event()
     _on_signals(stopping, server)
     log.info("listening", url=server.url, docs=f"{server.url}/docs")
-    async with app.engine:
+    async with app.engine, app.service.jobs:
         serving = asyncio.create_task(server.run_until_stopped())
         try:
             await _until(stopping, app.engine.load(progress))

@@ -8,6 +8,7 @@
     │   │   ├── TooLong            more tokens than the model reads
     │   │   └── WrongKind          the model is for something else
     │   ├── UnknownModel
+    │   ├── UnknownJob
     │   ├── UnknownRoute
     │   ├── WrongMethod
     │   ├── Unauthorized
@@ -82,6 +83,12 @@ class UnknownModel(Refused):
     """No loaded model answers to this name."""
 
     code = "model_not_found"
+
+
+class UnknownJob(Refused):
+    """No job has this id, or none any more."""
+
+    code = "job_not_found"
 
 
 class UnknownRoute(Refused):

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quiver import __version__
 from quiver.engine.engine import Engine
 from quiver.errors import NotReady, Overloaded, QuiverError, UnknownModel
+from quiver.jobs import Jobs
 from quiver.telemetry.observer import Observer
 from quiver.types import (
     Caller,
@@ -35,6 +36,8 @@ class Service:
 
     engine: Engine
     observer: Observer
+    jobs: Jobs = field(default_factory=Jobs)
+    """Work in the background; closed before the engine."""
     stopping: bool = False
 
     async def embed(self, request: EmbedRequest, caller: Caller) -> Embeddings:
@@ -86,8 +89,10 @@ class Service:
         """List the models that may be asked for with their state, the configured ones first."""
         return self.engine.replicas.statuses
 
-    def model(self, name: str) -> ModelStatus:
-        """Return one model by id or alias. Raises `UnknownModel`."""
+    def model(self, name: str | None = None) -> ModelStatus:
+        """Return one model by id or alias, none meaning the first. Raises `UnknownModel`."""
+        if not name:
+            return self.models()[0]
         wanted = name.lower()
         for status in self.models():
             if wanted in (status.id.lower(), *(alias.lower() for alias in status.aliases)):

@@ -86,6 +86,7 @@ class Dialect:
 STATUSES: dict[type[QuiverError], int] = {
     errors.Refused: 400,
     errors.UnknownModel: 404,
+    errors.UnknownJob: 404,
     errors.UnknownRoute: 404,
     errors.WrongMethod: 405,
     errors.Unauthorized: 401,

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, cast, get_args
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from quiver.backends.dense import read_dense
 from quiver.backends.sessions import Sessions, cores
 from quiver.config import Dtype
 from quiver.errors import LoadError
 from quiver.graphs import compile_graph
 from quiver.graphs.builder import CompiledGraph
-from quiver.graphs.heads import Dense, DenseActivation, Head
+from quiver.graphs.heads import Head
 from quiver.graphs.rows import lay_rows
 from quiver.models.catalogue import ModelSpec
 from quiver.models.files import ModelFiles
@@ -22,7 +23,8 @@ from quiver.types import Floats, PackedBatch
 
 BATCH_TOKENS = 224
 """Measured: fewer stream the weights through the caches too often, with more the attention over packed inputs
-costs more than it saves, and above 256 the products' inner blocks show in the last bit."""
+costs more than it saves."""
+MASKS = ("[MASK]", "<mask>")
 
 
 _GIVEN: Mapping[str, Callable[[PackedBatch], NDArray[Any]]] = {
@@ -71,8 +73,13 @@ class OnnxBackend:
 def load(files: ModelFiles, spec: ModelSpec, *, dtype: Dtype, lanes: int = 0) -> OnnxBackend:
     """Compile the model of a directory and start its session; `lanes` 0 means one for each core."""
     config, weights = files.json("config.json"), Weights(files)
-    dense = tuple(_dense(files, folder) for folder in spec.dense)
-    head = Head(kind=spec.kind, pooling=spec.pooling, dense=dense, yes_no=spec.yes_no)
+    head = Head(
+        kind=spec.kind,
+        pooling=spec.pooling,
+        dense=tuple(read_dense(files, folder) for folder in spec.dense),
+        unseen=_mask(files) if spec.query_tokens else None,
+        yes_no=spec.yes_no,
+    )
     try:
         graph = compile_graph(config, weights, dtype, head)
     except LoadError as error:
@@ -80,13 +87,10 @@ def load(files: ModelFiles, spec: ModelSpec, *, dtype: Dtype, lanes: int = 0) ->
     return OnnxBackend(graph, lanes=lanes or cores())
 
 
-def _dense(files: ModelFiles, folder: str) -> Dense:
-    """Read a layer that sentence-transformers puts behind the pooling."""
-    config, weights = files.json(f"{folder}/config.json"), Weights(ModelFiles(files.root / folder, files.model))
-    activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2].lower()
-    if activation not in get_args(DenseActivation):
-        raise LoadError(f"{files.path(f'{folder}/config.json')} asks for the activation {activation!r}")
-    return Dense(weights["linear.weight"], weights.get("linear.bias"), cast(DenseActivation, activation))
+def _mask(files: ModelFiles) -> int | None:
+    """Return the id of the mask token."""
+    added = files.json("tokenizer.json").get("added_tokens", [])
+    return next((token["id"] for token in added if token["content"] in MASKS), None)
 
 
 def _start(graph: CompiledGraph, options: ort.SessionOptions) -> ort.InferenceSession:

@@ -110,7 +110,8 @@ class Engine:
             self._runner.check_count(len(request.inputs), "input")
             computed = await self._runner.run(replica, request, request.inputs, caller)
             logits = np.stack(computed.results)  # (B, L)
-            scores = logits if request.raw_scores else probabilities(logits, request.activation)
+            activation = request.activation or ("sigmoid" if spec.multi_label else None)
+            scores = logits if request.raw_scores else probabilities(logits, activation)
             labels = spec.labels or tuple(f"LABEL_{i}" for i in range(logits.shape[1]))
             return Classification(spec.id, labels, scores, computed.usage)
 

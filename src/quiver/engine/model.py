@@ -22,7 +22,8 @@ _PROBE_LENGTHS = (2, 17, 1, 127, 29, 15, 9, 21, 3)
 """Tokens of the inputs that the warm-up computes alone and packed: they fill one batch on a CPU, and in some orders one
 of them would straddle the blocks in which products are added up."""
 _PAIR_MARK = "␞"
-_INT8_TOLERANCE = 0.05
+_ROUNDING = 0.05
+"""How far fewer bits may move a number."""
 
 
 class NotFinite(ValueError):
@@ -103,7 +104,7 @@ class Model:
         query, _, document = golden.text.partition(_PAIR_MARK)
         (encoding,) = self.tokenizer.encode([Pair(query, document) if document else query], truncate=True)
         found = self.compute([encoding])[0][: len(golden.first)]
-        tolerance = golden.tolerance if self.dtype == "float32" else _INT8_TOLERANCE
+        tolerance = golden.tolerance if self.dtype == "float32" else max(golden.tolerance, _ROUNDING)
         if np.abs(found - np.array(golden.first)).max() > tolerance:
             raise LoadError(
                 f"{self.spec.id} computes {np.round(found, 4).tolist()} for {golden.text!r}, but its true weights give "

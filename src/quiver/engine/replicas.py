@@ -76,7 +76,8 @@ class Replicas:
         """What callers may say, in lower case -> what the model is called here."""
         self._statuses: dict[str, ModelStatus] = {}
         for name in models_config.model:
-            self._offer(name)
+            if not self._offer(name):
+                raise ConfigError(f"{name} is served already under another name: name each model once")
         for name in self._allowed():
             self._offer(name)
 
@@ -84,15 +85,16 @@ class Replicas:
         for name in self._models_config.allow_models:
             yield from (spec.id for spec in self._catalogue) if name == ANY else (name,)
 
-    def _offer(self, name: str) -> None:
-        """Let a model be asked for by its name, and by what the catalogue calls it."""
+    def _offer(self, name: str) -> bool:
+        """Let a model be asked for by its name, and by what the catalogue calls it; tell whether it is a new one."""
         spec = self._catalogue.find(name)
         status = _known(spec) if spec else ModelStatus(id=_id_of(name), state=ModelState.AVAILABLE)
         if status.id in (known.id for known in self._statuses.values()):
-            return
+            return False
         self._statuses[name] = status
         for alias in (name, status.id, *status.aliases):
             self._names.setdefault(alias.lower(), name)
+        return True
 
     @property
     def statuses(self) -> Sequence[ModelStatus]:

@@ -77,7 +77,7 @@ class Runner:
         encodings = await self._encode(replica, request, inputs, form)
         encoded = time.perf_counter()
         results, queue = await self._submit(replica, request, encodings, caller)
-        return Computed(results, encodings, self._usage(replica, encodings, (start, encoded), queue))
+        return Computed(results, encodings, self._usage(replica, encodings, start, encoded, queue))
 
     async def run_together(
         self, replica: Replica, request: ModelRequest, inputs: Sequence[Input], caller: Caller, form: Form
@@ -89,7 +89,7 @@ class Runner:
         encoded = time.perf_counter()
         (tokens,), queue = await self._submit(replica, request, [whole], caller)
         spans = np.concatenate(([tokenizer.num_head], ends))
-        return pool(tokens[: ends[-1]], spans, "mean"), self._usage(replica, [whole], (start, encoded), queue)
+        return pool(tokens[: ends[-1]], spans, "mean"), self._usage(replica, [whole], start, encoded, queue)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Do what would hold up the event loop (a long text takes milliseconds)."""
@@ -140,9 +140,8 @@ class Runner:
         return results, sum(waits)
 
     def _usage(
-        self, replica: Replica, encodings: Sequence[Encoding], begun: tuple[float, float], queue: float
+        self, replica: Replica, encodings: Sequence[Encoding], start: float, encoded: float, queue: float
     ) -> Usage:
-        start, encoded = begun
         end = time.perf_counter()
         usage = Usage(
             num_tokens=sum(map(len, encodings)),

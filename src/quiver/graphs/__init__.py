@@ -58,6 +58,7 @@ def compile_graph(config: Mapping[str, Any], weights: Weights, dtype: Dtype, hea
         known = ", ".join(sorted(ARCHITECTURES))
         raise LoadError(f"config.json names the architecture {kind!r}, which is not known (known are: {known})")
     g = GraphBuilder()
+    g.unseen = head.unseen
     try:
         trunk = ARCHITECTURES[kind](g, config, weights, dtype)
         output = add_head(g, trunk, config, head)

@@ -138,6 +138,10 @@ def _attention_in_parts(g: GraphBuilder, query: str, key: str, value: str, how: 
 def _bias(g: GraphBuilder, pattern: Pattern, queries: Cells, keys: Cells) -> str:
     """What is added to the scores, (C, 1 or A, P, L): NEVER between two inputs, and what the pattern says."""
     seen = g.op("Equal", _as_keys(g, keys.segments), _as_queries(g, queries.segments))
+    if g.unseen is not None:
+        tokens = g.op("Transpose", g.op("Gather", g.input("ids", "T"), g.input("cells", "L", "C")), perm=[1, 0])
+        ordinary = g.op("Not", g.op("Equal", tokens, g.constant(np.int64(g.unseen))))  # (C, L)
+        seen = g.op("And", seen, _as_keys(g, ordinary))
     if pattern.is_plain:
         return g.op("Where", seen, g.scalar(0), g.scalar(NEVER))
     assert queries.positions is not None

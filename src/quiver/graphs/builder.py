@@ -43,6 +43,8 @@ class GraphBuilder:
         self._outer = outer
         self._scope = f"{outer.new_name('Loop')}/" if outer else ""
         self.weights: dict[str, NDArray[Any]] = outer.weights if outer else {}
+        self.unseen: int | None = outer.unseen if outer else None
+        """A token that others do not attend to, wherever it stands."""
         self.key_block = MAX_KEY_BLOCK
         self._nodes: list[NodeProto] = []
         self.initialisers: dict[str, TensorProto] = outer.initialisers if outer else {}

@@ -35,6 +35,8 @@ class Head:
     kind: Kind = "embed"
     pooling: Pooling = "mean"
     dense: tuple[Dense, ...] = ()
+    unseen: int | None = None
+    """A token that others do not attend to: the mask, with which a multi-vector model's queries are filled."""
     yes_no: tuple[int, int] | None = None
     """Ids of the tokens whose logits answer for a pair, where a language model is the judge."""
 
