@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from quiver import app
-from quiver.bench import Workload
-from quiver.config import Config, ModelsConfig
+from quiver.bench.workload import Workload
+from quiver.config import EngineConfig, ModelsConfig
+from quiver.engine.engine import Engine
 from quiver.errors import QuiverError
+from quiver.models.catalogue import Catalogue
+from quiver.telemetry.observer import Observer
 from quiver.types import Caller, EmbedRequest
 
 CLIENTS = 16
@@ -28,7 +30,7 @@ MAX_RISE = 2.0
 class Load:
     """Clients of a closed load: how long each request took, and how many failed."""
 
-    def __init__(self, engine: app.Engine, texts: tuple[str, ...]) -> None:
+    def __init__(self, engine: Engine, texts: tuple[str, ...]) -> None:
         self.seconds: list[float] = []
         self.failed = 0
         self._engine = engine
@@ -64,9 +66,9 @@ def copy_of_the_default_model() -> Path:
 
 async def measure(options: argparse.Namespace, second: Path) -> tuple[Load, Load, int]:
     """Return the load without and with a second model that comes and goes, and how often it came."""
-    settings = Config(models=ModelsConfig(allow_models=(str(second),)))
-    texts = tuple(Workload(seed=0).texts(1024))
-    async with app.build(settings).engine as engine:
+    settings = ModelsConfig(allow_models=(str(second),))
+    texts = Workload(size=1024).texts
+    async with Engine(settings, EngineConfig(), Catalogue.load(), Observer()) as engine:
         await engine.load(lambda *_: None)
         alone, beside, times = Load(engine, texts), Load(engine, texts), 0
         for _ in range(options.rounds):
@@ -85,7 +87,7 @@ async def during(load: Load, work: object) -> int:
     return result or 0
 
 
-async def come_and_go(engine: app.Engine, seconds: float, key: str) -> int:
+async def come_and_go(engine: Engine, seconds: float, key: str) -> int:
     """Load the second model and unload it, until the time is up."""
     end, times = time.perf_counter() + seconds, 0
     while time.perf_counter() < end:

@@ -9,6 +9,7 @@ from conftest import assembled
 from fakes import HashBackend, LogitBackend, TokenBackend, fake_model
 from quiver.api.call import Call
 from quiver.app import DIALECTS
+from quiver.config import ServerConfig
 
 EXCHANGES = sorted((Path(__file__).parent / "dialects").glob("*/*.json"))
 TOLERANCE = 1e-6
@@ -64,7 +65,9 @@ async def test_an_exchange_is_as_recorded(path):
     """Status, the recorded headers and the whole body; the same under the API's prefix as at the root."""
     exchange = json.loads(path.read_text(encoding="utf-8"))
     wanted = exchange["reply"]
-    async with assembled(model_of(exchange.get("model", "hash")), models=exchange.get("models")) as parts:
+    server = ServerConfig(root_dialects=tuple(exchange.get("root_dialects", ())))
+    model = model_of(exchange.get("model", "hash"))
+    async with assembled(model, models=exchange.get("models"), server=server) as parts:
         for prefix in ("", f"/{path.parent.name}"):
             reply = await parts.api.receive(call_of(exchange["request"], prefix))
             assert reply.status == wanted["status"], reply.body

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx import load_from_string
 from safetensors.numpy import save_file
 
 import checkpoints_decoders
@@ -20,6 +21,9 @@ from quiver.backends.onnx import OnnxBackend
 from quiver.config import Dtype
 from quiver.engine.packing import pack
 from quiver.errors import LoadError
+from quiver.graphs import compile_graph
+from quiver.graphs.attention import LONG
+from quiver.graphs.heads import Head
 from quiver.models.catalogue import ModelSpec
 from quiver.models.files import ModelFiles
 from quiver.types import Encoding, PackedBatch
@@ -151,6 +155,16 @@ def test_long(tmp_path: Path, kind: str) -> None:
 
     assert_near(loaded.run(texts[0]), loaded.hidden(texts[0]), HIDDEN_TOLERANCE)
     assert_near(loaded.run(*texts), loaded.hidden(*texts), HIDDEN_TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["modernbert", "qwen3"])
+@pytest.mark.parametrize(("positions", "in_parts"), [(LONG, False), (LONG + 1, True)])
+def test_scores_in_parts(kind: str, positions: int, *, in_parts: bool) -> None:
+    """A model that reads long texts computes scores in parts, or those of 8,192 tokens would fill gigabytes."""
+    config = checkpoints_decoders.config_of(kind) | {"max_position_embeddings": positions}
+    graph = compile_graph(config, checkpoints_decoders.encoder_weights(config, seed=0), "float32", Head())
+
+    assert ("Loop" in {node.op_type for node in load_from_string(graph.model).graph.node}) == in_parts
 
 
 def test_int8(loaded: Loaded) -> None:

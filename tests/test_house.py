@@ -28,7 +28,8 @@ LAYERS = (
     ("quiver.api.dispatch", "quiver.api.root"),
     ("quiver.api.router",),
     ("quiver.api",),  # every other file in api/ is a dialect
-    ("quiver.api.vectors",),
+    ("quiver.api.runpod_worker",),
+    ("quiver.api.vectors", "quiver.api.documents", "quiver.api.tei_wire"),
     ("quiver.api.call",),
     ("quiver.service",),
     ("quiver.gate", "quiver.jobs", "quiver.engine.engine"),
@@ -56,6 +57,9 @@ ONE_THING = frozenset(
 A_DIALECT_SEES = frozenset(
     {
         "quiver.api.call",
+        "quiver.api.documents",
+        "quiver.api.runpod_worker",
+        "quiver.api.tei_wire",
         "quiver.api.vectors",
         "quiver.service",
         "quiver.jobs",
@@ -81,7 +85,13 @@ DOORS = {
     "rich": ("quiver/bench/", "quiver/cli.py", "quiver/progress.py"),
     "safetensors": ("quiver/models/weights.py",),
     "starlette": ("quiver/api/http.py",),
-    "structlog": ("quiver/telemetry/", "quiver/api/dispatch.py", "quiver/app.py", "quiver/jobs.py", "quiver/progress.py"),
+    "structlog": (
+        "quiver/telemetry/",
+        "quiver/api/dispatch.py",
+        "quiver/app.py",
+        "quiver/jobs.py",
+        "quiver/progress.py",
+    ),
     "torch": ("quiver/backends/pytorch/",),
     "transformers": ("quiver/backends/pytorch/",),
     "tokenizers": ("quiver/engine/tokenizer.py",),

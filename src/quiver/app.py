@@ -11,13 +11,20 @@ from typing import Any
 import structlog
 
 from quiver.api.call import Dialect
+from quiver.api.cohere import COHERE
 from quiver.api.dispatch import Api
 from quiver.api.health import health_routes
 from quiver.api.http import HttpServer
+from quiver.api.infinity import INFINITY
+from quiver.api.jina import JINA
+from quiver.api.mixedbread import MIXEDBREAD
 from quiver.api.openai import OPENAI
 from quiver.api.openapi import docs_routes
 from quiver.api.root import SHARED
 from quiver.api.router import Router
+from quiver.api.runpod import runpod_dialect
+from quiver.api.tei import TEI
+from quiver.api.voyage import VOYAGE
 from quiver.config import Config
 from quiver.engine.engine import Engine
 from quiver.errors import QuiverError, Refused, SetupError
@@ -30,7 +37,17 @@ from quiver.types import ModelState
 
 log = structlog.get_logger(__name__)
 
-DIALECTS: tuple[Dialect, ...] = (OPENAI, health_routes(OPENAI))
+DIALECTS: tuple[Dialect, ...] = (
+    OPENAI,
+    COHERE,
+    JINA,
+    VOYAGE,
+    MIXEDBREAD,
+    TEI,
+    INFINITY,
+    runpod_dialect(OPENAI),
+    health_routes(OPENAI),
+)
 """Every API that is mounted; the first one also answers what no route matches."""
 
 

@@ -18,7 +18,7 @@ from quiver.api.vectors import write_array, write_object
 from quiver.engine import outputs
 from quiver.errors import InvalidInput, InvalidJson, QuiverError, TooManyInputs, UnknownModel, WrongMediaType
 from quiver.service import Service
-from quiver.types import ClassifyRequest, EmbedRequest, Kind, ModelStatus, RerankRequest, Results
+from quiver.types import ClassifyRequest, EmbedRequest, ModelStatus, RerankRequest, Results
 
 NO_MODEL = "default/not-specified"
 """What its own client sends when no model is asked for."""
@@ -72,7 +72,7 @@ class Embedding(msgspec.Struct):
     """One vector, or one for each token: numbers, or base64 of little-endian float32."""
 
     object: Literal["embedding"]
-    embedding: list[float] | list[list[float]] | str
+    embedding: list[float | list[float]] | str
     index: int
 
 
@@ -186,13 +186,14 @@ class Unprocessable(InvalidInput):
     """The body has not the form that is asked for; what is well-formed but impossible is another status."""
 
 
-CAPABILITIES: dict[Kind, list[str]] = {
-    "embed": ["embed", "rerank"],
-    "multi_vector": ["embed", "rerank"],
+CAPABILITIES = {
+    "embed": ["embed"],
+    "multi_vector": ["embed"],
     "rerank": ["rerank"],
     "classify": ["classify"],
     "sparse": [],
 }
+"""What a model is for, by its kind."""
 
 
 async def create_embeddings(service: Service, call: Call) -> Reply:
@@ -215,7 +216,7 @@ async def create_embeddings(service: Service, call: Call) -> Reply:
 
 
 async def _write_vectors(vectors: Results, *, as_base64: bool) -> bytes:
-    given: Sequence[Any] = [outputs.to_base64(vector) for vector in vectors] if as_base64 else vectors
+    given: Sequence[Any] = [outputs.to_base64(vector) for vector in vectors] if as_base64 else list(vectors)
     return await write_array(given, lambda i, v: {"object": "embedding", "embedding": v, "index": i})
 
 
@@ -246,13 +247,11 @@ async def classify(service: Service, call: Call) -> Reply:
     status = _status(service, name)
     if status.kind == "rerank":
         raise InvalidInput(f"{status.id} has no labels, it scores pairs of texts: rerank with it", param="model")
-    request = ClassifyRequest(
-        inputs=_stripped(body.input), model=name, raw_scores=bool(body.raw_scores), truncate=True
-    )
+    request = ClassifyRequest(inputs=_stripped(body.input), model=name, raw_scores=bool(body.raw_scores), truncate=True)
     given = await service.classify(request, call.caller)
     orders = (-given.scores).argsort(axis=1, kind="stable").tolist()
     data = await write_array(
-        given.scores,
+        list(given.scores),
         lambda row, scores: [{"score": scores[i], "label": given.labels[i]} for i in orders[row]],
     )
     return _reply("classify", "data", data, given)
@@ -345,7 +344,7 @@ def render_error(status: int, error: QuiverError) -> bytes:
 def _detail(error: QuiverError) -> Detail:
     """Say where: `input[3]` -> body, input, 3."""
     missing = re.search(r"missing required field `(\w+)`", error.message)
-    path = re.findall(r"\w+", error.param or "") + (missing.groups() if missing else []) 
+    path = [*re.findall(r"\w+", error.param or ""), *(missing.groups() if missing else ())]
     place: list[str | int] = [int(part) if part.isdigit() else part for part in path]
     kind = "json_invalid" if isinstance(error, InvalidJson) else "missing" if missing else "value_error"
     return Detail(kind, ["body", *place], error.message)

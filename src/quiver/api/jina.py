@@ -3,7 +3,7 @@
 https://api.jina.ai/redoc
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
@@ -12,21 +12,20 @@ import msgspec
 from quiver import types
 from quiver.api.call import Call, Dialect, Reply, Route, decode_json
 from quiver.api.documents import Document, as_object, text_of, texts_of
-from quiver.api.vectors import Form, in_form, in_forms, write_array, write_object
+from quiver.api.vectors import in_forms, write_array, write_object
 from quiver.errors import (
     DeadlineExceeded,
     EngineError,
     InvalidInput,
     Overloaded,
     QuiverError,
-    Refused,
     TooLong,
     Unauthorized,
     Unavailable,
     UnknownModel,
 )
 from quiver.service import Service
-from quiver.types import EmbedRequest, Floats, RerankRequest
+from quiver.types import EmbedRequest, RerankRequest
 
 EmbeddingType = Literal["float", "base64", "binary", "ubinary"]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -39,7 +38,7 @@ TASKS: Mapping[str, str] = {
     "separation": "clustering",
     "clustering": "clustering",
 }
-"""By the last word of the task's name: `retrieval.query`, `code.query` and `nl2code.query` all come from who searches."""
+"""By the last part of Jina's name: who searches in texts (`retrieval.query`) or in code (`nl2code.query`) has a query."""
 
 CODES: Mapping[type[QuiverError], str] = {
     UnknownModel: "INPUT_MODEL_NOT_FOUND",
@@ -120,27 +119,14 @@ class RankedDocument(msgspec.Struct):
     document: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
-class SearchUnits(msgspec.Struct):
-    """What Cohere would bill."""
-
-    search_units: int
-
-
-class Meta(msgspec.Struct):
-    """What Cohere says about a request."""
-
-    billed_units: SearchUnits
-
-
 class RerankReply(msgspec.Struct):
-    """Reply of POST /v1/rerank, the best document first; vLLM's clients read the `id`, Cohere's the `meta`."""
+    """Reply of POST /v1/rerank, the best document first; the `id` is for clients of vLLM and Cohere."""
 
     id: str
     model: str
     object: Literal["list"]
     usage: Usage
     results: list[RankedDocument]
-    meta: Meta
 
 
 class ErrorReply(msgspec.Struct):
@@ -162,16 +148,18 @@ async def create_embeddings(service: Service, call: Call) -> Reply:
         late_chunking=bool(body.late_chunking),
         truncate=bool(body.truncate),
     )
-    form = body.embedding_type or body.encoding_format or "float"
+    forms = body.embedding_type or body.encoding_format or "float"
     if body.return_multivector:
-        return await _embed_tokens(service, call, request, form)
+        return await _embed_tokens(service, call, request, forms)
     embeddings = await service.embed(request, call.caller)
-    vectors = _in(form, embeddings.vectors)
+    vectors = in_forms(embeddings.vectors, forms)
     data = await write_array(vectors, lambda i, v: {"object": "embedding", "index": i, "embedding": v})
     return _reply(embeddings.model, embeddings.usage, data)
 
 
-async def _embed_tokens(service: Service, call: Call, request: EmbedRequest, form: Form | Sequence[Form]) -> Reply:
+async def _embed_tokens(
+    service: Service, call: Call, request: EmbedRequest, forms: EmbeddingType | list[EmbeddingType]
+) -> Reply:
     if request.dimensions or request.late_chunking:
         raise InvalidInput(
             "return_multivector goes with neither dimensions nor late_chunking: leave them out",
@@ -179,13 +167,9 @@ async def _embed_tokens(service: Service, call: Call, request: EmbedRequest, for
         )
     tokens = await service.embed_tokens(request, call.caller)
     data = await write_array(
-        tokens.vectors, lambda i, v: {"object": "embedding", "index": i, "embeddings": _in(form, v)}
+        tokens.vectors, lambda i, v: {"object": "embedding", "index": i, "embeddings": in_forms(v, forms)}
     )
     return _reply(tokens.model, tokens.usage, data)
-
-
-def _in(form: Form | Sequence[Form], vectors: Floats) -> Sequence[Any]:
-    return in_form(vectors, form) if isinstance(form, str) else in_forms(vectors, form)
 
 
 def _task(name: str | None) -> str | None:
@@ -223,7 +207,7 @@ async def rerank(service: Service, call: Call) -> Reply:
         RankedDocument(index, score, as_object(body.documents[index]) if shown else msgspec.UNSET)
         for index, score in zip(ranking.order.tolist(), ranking.scores.tolist(), strict=True)
     ]
-    reply = RerankReply(str(uuid4()), ranking.model, "list", _usage(ranking.usage), results, Meta(SearchUnits(1)))
+    reply = RerankReply(str(uuid4()), ranking.model, "list", _usage(ranking.usage), results)
     return Reply(200, msgspec.json.encode(reply), timings=ranking.usage.timings)
 
 

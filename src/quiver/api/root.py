@@ -3,6 +3,7 @@
 Facts of their clients: each body below is what the client of that API sends, and no other's does.
 """
 
+import re
 from collections.abc import Callable
 
 from quiver.api.call import Call
@@ -16,7 +17,59 @@ def has(*names: str) -> Condition:
     return lambda _, keys: any(name in keys for name in names)
 
 
+def says(name: str, pattern: bytes) -> Condition:
+    """Tell by how the JSON of a field begins."""
+    begins = re.compile(pattern)
+    return lambda _, keys: name in keys and begins.match(bytes(keys[name])) is not None
+
+
+def asks(*names: str) -> Condition:
+    """Tell by what stands behind the path's `?`."""
+    return lambda call, _: any(name in call.query for name in names)
+
+
+def sent_by(client: str) -> Condition:
+    """Tell by the name under which a client's own package goes."""
+    return lambda call, _: any(
+        client in call.headers.get(header, "").lower() for header in ("user-agent", "x-fern-sdk-name")
+    )
+
+
 SHARED: Shared = {
-    ("GET", "/health"): (Choice("health"),),
+    ("GET", "/"): (Choice("tei"),),
+    ("GET", "/health"): (Choice("health"), Choice("tei"), Choice("infinity"), Choice("runpod")),
+    ("GET", "/info"): (Choice("tei"),),
+    ("GET", "/models"): (Choice("infinity"), Choice("openai")),  # OpenAI's clients read what Infinity's need
+    ("GET", "/ping"): (Choice("runpod"), Choice("tei")),  # the first tells loading from broken
+    ("GET", "/v1/models"): (
+        Choice("cohere", sent_by("cohere")),
+        Choice("cohere", asks("endpoint", "default_only", "page_size", "page_token")),
+        Choice("openai"),
+    ),
+    ("GET", "/v1/models/{id:path}"): (Choice("cohere", sent_by("cohere")), Choice("openai")),
+    ("POST", "/"): (Choice("tei", has("inputs", "texts", "query")),),
+    ("POST", "/embed"): (Choice("tei", has("inputs")),),
+    ("POST", "/embeddings"): (Choice("infinity", has("modality")), Choice("openai"), Choice("infinity")),
+    ("POST", "/rerank"): (Choice("tei", has("texts")), Choice("infinity")),
+    ("POST", "/tokenize"): (Choice("tei", has("inputs")),),
+    ("POST", "/v1/embed"): (Choice("cohere", has("texts", "inputs", "images")),),
+    ("POST", "/v1/embeddings"): (
+        Choice("mixedbread", sent_by("mixedbread")),
+        Choice("mixedbread", has("prompt")),
+        Choice("mixedbread", says("encoding_format", rb"\[")),
+        Choice("voyage", has("truncation", "output_dtype", "output_dimension")),
+        Choice("jina", has("task", "late_chunking", "embedding_type", "normalized", "return_multivector")),
+        Choice("jina", says("input", rb"\[\s*\{")),
+        Choice("openai", has("dimensions", "prompt_name", "truncate", "user")),
+        Choice("voyage", says("input_type", rb'"(query|document)"')),  # in Voyage's own examples, nothing else tells
+        Choice("openai"),
+    ),
+    ("POST", "/v1/rerank"): (
+        Choice("voyage", has("top_k", "truncation")),
+        Choice("cohere", sent_by("cohere")),
+        Choice("cohere", has("rank_fields", "max_chunks_per_doc", "max_tokens_per_doc")),
+        Choice("jina"),  # its clients read documents that they did not ask for; Cohere's and vLLM's read the rest
+        Choice("cohere"),
+    ),
 }
 """By method and path; the order of the choices is the order in which they are tried."""

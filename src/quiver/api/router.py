@@ -98,7 +98,7 @@ def mounted(dialects: Sequence[Dialect]) -> Iterator[tuple[str, Dialect, Route]]
             if route.at_root:
                 yield route.path, dialect, route
             if dialect.has_prefix:
-                yield f"/{dialect.name}{route.path}", dialect, route
+                yield f"/{dialect.name}{route.path}".rstrip("/"), dialect, route
 
 
 def _check_names(dialects: Sequence[Dialect], shared: Shared, preferred: Sequence[str]) -> None:

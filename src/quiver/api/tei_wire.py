@@ -1,12 +1,13 @@
 """The wire forms of Text Embeddings Inference: its bodies and replies, and what the several shapes of a field mean."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
-from quiver.errors import InvalidInput
-from quiver.types import Activation, Input, Pair
+from quiver import errors
+from quiver.errors import InvalidInput, QuiverError
+from quiver.types import Activation, Input, ModelStatus, Pair
 
 Direction = Literal["Left", "left", "LEFT", "Right", "right", "RIGHT"]
 Inputs = str | list[int | str | list[int]]
@@ -54,8 +55,8 @@ class RerankBody(CutBody, kw_only=True):
 class PredictParameters(msgspec.Struct, kw_only=True):
     """Not TEI's: what huggingface_hub's `text_classification` sends."""
 
-    top_k: int | None = None
-    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    function_to_apply: Activation | Literal["none"] | None = None
 
 
 class PredictBody(CutBody, kw_only=True):
@@ -73,9 +74,11 @@ class SimilarityInputs(msgspec.Struct):
     sentences: list[str]
 
 
-class SimilarityParameters(CutBody, kw_only=True):
+class SimilarityParameters(msgspec.Struct, kw_only=True):
     """How they are read."""
 
+    truncate: bool | None = None
+    truncation_direction: Direction | None = None
     prompt_name: str | None = None
 
 
@@ -123,6 +126,16 @@ class VertexBody(msgspec.Struct):
     instances: list[msgspec.Raw]
 
 
+class TokenReply(msgspec.Struct):
+    """One token, and where it stands in the text with its prompt, in bytes; a special one stands nowhere."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
 class Weight(msgspec.Struct):
     """An entry of a sparse vector."""
 
@@ -137,12 +150,12 @@ class Prediction(msgspec.Struct):
     label: str
 
 
-class Rank(msgspec.Struct):
+class Rank(msgspec.Struct, kw_only=True):
     """A text by its place in the request, and its score."""
 
     index: int
     text: str | msgspec.UnsetType = msgspec.UNSET
-    score: float = 0.0
+    score: float
 
 
 class ErrorReply(msgspec.Struct):
@@ -226,22 +239,18 @@ class OpenAIErrorReply(msgspec.Struct):
     type: str
 
 
-class Empty(InvalidInput):
-    """There is nothing to compute; TEI refuses empty texts, too."""
-
-
-def read_inputs(given: Inputs, field: str = "inputs") -> Sequence[Input]:
+def read_inputs(given: Inputs) -> Sequence[Input]:
     """Tell the forms apart: flat numbers are the ids of one text, and so is an empty list. Raises `InvalidInput`."""
     if isinstance(given, str):
         inputs: Sequence[Input] = [given]
     elif {type(item) for item in given} <= {int}:
         inputs = [cast(list[int], given)]
     elif any(isinstance(item, int) for item in given):
-        raise InvalidInput(f"`{field}` mixes numbers with texts: send the ids of each text in a list of their own")
+        raise InvalidInput("`inputs` mixes numbers with texts: send the ids of each text in a list of their own")
     else:
         inputs = cast(list[Input], given)
     if not all(inputs):
-        raise Empty(f"`{field}` cannot be empty")
+        raise Empty("`inputs` cannot be empty")
     return inputs
 
 
@@ -281,3 +290,71 @@ def read_ids(given: list[int | list[int]]) -> Sequence[Sequence[int]]:
     if not all(lists):
         raise Empty("`input_ids` cannot be empty")
     return lists
+
+
+def model_type(status: ModelStatus) -> ModelType:
+    """Say what a model is for."""
+    labels = status.labels or tuple(f"LABEL_{i}" for i in range(status.dimensions))
+    named = LabelType(
+        id2label={str(i): label for i, label in enumerate(labels)},
+        label2id={label: i for i, label in enumerate(labels)},
+    )
+    match status.kind:
+        case "classify":
+            return ModelType(classifier=named)
+        case "rerank":
+            return ModelType(reranker=named)
+        case "sparse":
+            return ModelType(embedding=EmbeddingType("splade"))
+        case "multi_vector":
+            return ModelType(embedding=EmbeddingType("none"))
+        case _:
+            return ModelType(embedding=EmbeddingType(status.pooling))
+
+
+class Empty(InvalidInput):
+    """There is nothing to compute; TEI refuses empty texts, too."""
+
+
+STATUSES: dict[type[QuiverError], int] = {
+    InvalidInput: 422,
+    errors.InvalidJson: 400,
+    Empty: 400,
+    errors.WrongKind: 424,
+    errors.EngineError: 424,
+    errors.LaneDied: 503,
+}
+_ERROR_TYPES: dict[type[QuiverError], str] = {
+    errors.Refused: "Validation",
+    Empty: "Empty",
+    errors.WrongKind: "Backend",
+    errors.Unavailable: "Unhealthy",
+    errors.Overloaded: "Overloaded",
+    errors.DeadlineExceeded: "Overloaded",
+    errors.LaneDied: "Unhealthy",
+    QuiverError: "Backend",
+}
+"""TEI's words; the nearest ancestor counts."""
+
+
+def render_error(status: int, error: QuiverError) -> bytes:
+    """Write an error as TEI does, but never as mere text: huggingface_hub reads objects only."""
+    del status
+    return msgspec.json.encode(ErrorReply(_message(error), _error_type(error)))
+
+
+def render_flat_error(status: int, error: QuiverError) -> bytes:
+    """Write an error as TEI does at its OpenAI route."""
+    return msgspec.json.encode(OpenAIErrorReply(_message(error), status, _error_type(error)))
+
+
+def _error_type(error: QuiverError) -> str:
+    return next(_ERROR_TYPES[cls] for cls in type(error).__mro__ if cls in _ERROR_TYPES)
+
+
+def _message(error: QuiverError) -> str:
+    """Name the field, for which this shape has no place of its own."""
+    field = (error.param or "").partition("[")[0]
+    if field in error.message or isinstance(error, errors.WrongKind):
+        return error.message
+    return f"`{error.param}`: {error.message}"

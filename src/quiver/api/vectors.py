@@ -25,8 +25,10 @@ def in_form(vectors: Floats, form: Form) -> Sequence[Any]:
     return in_base64(vectors) if form == "base64" else list(as_numbers(vectors, form))
 
 
-def in_forms(vectors: Floats, forms: Sequence[Form]) -> Sequence[dict[Form, Any]]:
-    """(B, D) -> for each of the B an object with every form that was asked for."""
+def in_forms(vectors: Floats, forms: Form | Sequence[Form]) -> Sequence[Any]:
+    """(B, D) -> what stands in JSON for each of the B: one form as it is, of a list an object with each."""
+    if isinstance(forms, str):
+        return in_form(vectors, forms)
     columns = [in_form(vectors, form) for form in forms]
     return [dict(zip(forms, column, strict=True)) for column in zip(*columns, strict=True)]
 

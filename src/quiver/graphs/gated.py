@@ -6,14 +6,12 @@ x = norm(x + attention(x)); x = norm(x + down(up(x) × activation(gate(x)))) (Sh
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from quiver.config import Dtype
 from quiver.graphs.attention import Attention, attention
 from quiver.graphs.bert import WORDS
 from quiver.graphs.builder import GraphBuilder
 from quiver.graphs.checkpoint import Checkpoint
-from quiver.graphs.layers import Affine, activation, even_out, layer_norm, linear
+from quiver.graphs.layers import Affine, activation, add_linear, even_out, layer_norm, linear
 
 TYPES = "embeddings.token_type_embeddings"
 
@@ -46,13 +44,6 @@ class Gated:
     epsilon: float
     place: Callable[[str], str]
     """Queries or keys, (T, H), turned by their positions, or left as they are."""
-
-
-def split(layer: Affine, count: int) -> list[Affine]:
-    """Take a layer apart that a checkpoint stores as one: as many layers, of equal size."""
-    weights = np.split(layer.weight, count)
-    biases = [None] * count if layer.bias is None else np.split(layer.bias, count)
-    return [Affine(f"{layer.name}.{i}", *parts) for i, parts in enumerate(zip(weights, biases, strict=True))]
 
 
 def embed(g: GraphBuilder, checkpoint: Checkpoint, types: int) -> str:
@@ -93,7 +84,7 @@ def _attend(g: GraphBuilder, x: str, block: Block, how: Gated, dtype: Dtype) -> 
 
     query, key = project(block.query, block.query_norm), project(block.key, block.key_norm)
     value = linear(g, x, block.value, "float32")
-    attended = _onto(g, x, attention(g, query, key, value, how.attention), block.attention_output)
+    attended = add_linear(g, attention(g, query, key, value, how.attention), block.attention_output, x, "float32")
     if block.inner_norm:
         attended = g.op("Add", layer_norm(g, attended, block.inner_norm, how.epsilon), x)
     return layer_norm(g, attended, block.attention_norm, how.epsilon)
@@ -102,11 +93,4 @@ def _attend(g: GraphBuilder, x: str, block: Block, how: Gated, dtype: Dtype) -> 
 def _feed_forward(g: GraphBuilder, x: str, block: Block, how: Gated, dtype: Dtype) -> str:
     gate = activation(g, linear(g, x, block.gate, dtype), how.activation)
     gated = g.op("Mul", linear(g, x, block.up, dtype), gate)
-    return layer_norm(g, _onto(g, x, gated, block.down), block.output_norm, how.epsilon)
-
-
-def _onto(g: GraphBuilder, residual: str, x: str, layer: Affine) -> str:
-    """Add what a layer makes of x onto the residual; one without a bias does it in the product."""
-    if layer.bias is None:
-        return linear(g, x, layer, "float32", onto=residual)
-    return g.op("Add", linear(g, x, layer, "float32"), residual)
+    return layer_norm(g, add_linear(g, gated, block.down, x, "float32"), block.output_norm, how.epsilon)

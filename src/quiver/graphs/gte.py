@@ -15,8 +15,8 @@ from quiver.graphs.attention import LONG, Attention, Heads, Rotary, join_heads, 
 from quiver.graphs.bert import WORDS
 from quiver.graphs.builder import GraphBuilder, Weights
 from quiver.graphs.checkpoint import Checkpoint, Trunk, expect
-from quiver.graphs.gated import Block, Gated, embed, encode, split
-from quiver.graphs.layers import scaled
+from quiver.graphs.gated import Block, Gated, embed, encode
+from quiver.graphs.layers import scaled, split
 
 HONOURED = {
     "position_embedding_type": "rope",

@@ -17,8 +17,8 @@ from quiver.graphs.attention import Attention, Heads, Pattern
 from quiver.graphs.bert import WORDS
 from quiver.graphs.builder import GraphBuilder, Weights
 from quiver.graphs.checkpoint import Checkpoint, Trunk, expect
-from quiver.graphs.gated import Block, Gated, embed, encode, split
-from quiver.graphs.layers import scaled
+from quiver.graphs.gated import Block, Gated, embed, encode
+from quiver.graphs.layers import scaled, split
 
 ACTIVATIONS = {"geglu": "gelu", "reglu": "relu"}
 MAX_TOKENS = 8192

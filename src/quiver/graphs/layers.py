@@ -45,6 +45,13 @@ def add_linear(g: GraphBuilder, x: str, layer: Affine, residual: str, dtype: Dty
     return g.op("Add", linear(g, x, layer, dtype), residual)
 
 
+def split(layer: Affine, count: int) -> list[Affine]:
+    """Take a layer apart that a checkpoint stores as one: as many layers, of equal size."""
+    weights = np.split(layer.weight, count)
+    biases = [None] * count if layer.bias is None else np.split(layer.bias, count)
+    return [Affine(f"{layer.name}.{i}", *parts) for i, parts in enumerate(zip(weights, biases, strict=True))]
+
+
 def layer_norm(g: GraphBuilder, x: str, layer: Affine, epsilon: float) -> str:
     """(…, H) -> (…, H)."""
     parts = [g.weight(f"{layer.name}.weight", layer.weight)]

@@ -14,8 +14,7 @@ from quiver.errors import LoadError
 from quiver.graphs.attention import LONG, Attention, Heads, Pattern, Rotary, attention, rotate, split_heads
 from quiver.graphs.builder import GraphBuilder, Weights
 from quiver.graphs.checkpoint import Checkpoint, Trunk, expect
-from quiver.graphs.gated import split
-from quiver.graphs.layers import Affine, activation, add_linear, even_out, layer_norm, linear, scaled
+from quiver.graphs.layers import Affine, activation, add_linear, even_out, layer_norm, linear, scaled, split
 
 WORDS = "embeddings.tok_embeddings"
 ALL, NEAR = "full_attention", "sliding_attention"

@@ -12,10 +12,9 @@ from quiver.types import Floats, PackedBatch
 CPU_BATCH_TOKENS = 224
 CUDA_BATCH_TOKENS = 16384
 """Should fill a card; not measured on one."""
-CPU_LANES = 1
-"""torch spreads one forward pass over all cores itself."""
-CUDA_LANES = 2
-"""While the host pools one batch, the card computes the next."""
+LANES = 2
+"""While the host pools one batch, the card computes the next. On two cores the second lane was worth 1.2 to 1.6 times
+the throughput: torch spreads a lane's products over all cores, but not what lies between them."""
 
 
 class TorchBackend:
@@ -27,7 +26,7 @@ class TorchBackend:
     def __init__(self, trunk: Trunk, tail: Tail | None, *, lanes: int, max_tokens: int) -> None:
         self.name = f"torch {trunk.device}"
         self.exact = torch.device(trunk.device).type == "cpu"
-        self.lanes = lanes or (CPU_LANES if self.exact else CUDA_LANES)
+        self.lanes = lanes or LANES
         batch_tokens = CPU_BATCH_TOKENS if self.exact else CUDA_BATCH_TOKENS
         self.batch_tokens = min(batch_tokens, tail.batch_tokens) if tail else batch_tokens
         self.padded = tail is None or not trunk.try_packing()
