@@ -42,7 +42,7 @@ def minilm(request: pytest.FixtureRequest, minilm_files: ModelFiles) -> Iterator
     """Return the embedded default model in each arithmetic."""
     spec = Catalogue.load().find(MINILM)
     assert spec
-    model = loading.load(spec, minilm_files, settings(request.param), lanes=2, cache=Path())
+    model = loading.load(spec, minilm_files, settings(request.param), lanes=2)
     yield replace(model, backend=LentBackend(model.backend))
     model.backend.close()
 

@@ -71,7 +71,7 @@ def made(folder: Path, kind: checkpoints.Kind, **options: Any) -> Loaded:
 def load(folder: Path, dtype: Dtype = "float32") -> Model:
     """Load a directory as the engine does."""
     found = resolve(str(folder), None, ModelsConfig(), lambda *_: None)
-    return model.load(found.spec, found.files, settings(dtype), lanes=1, cache=Path())
+    return model.load(found.spec, found.files, settings(dtype), lanes=1)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

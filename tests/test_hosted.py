@@ -2,24 +2,15 @@
 
 import base64
 import json
-import threading
 
 import numpy as np
 import pytest
 
 from conftest import assembled
-from fakes import HIDDEN, HashBackend, LogitBackend, byte_tokenizer, fake_model, hash_model, hash_vector
-from quiver import __version__, app
+from fakes import HashBackend, LogitBackend, byte_tokenizer, fake_model, hash_vector
+from quiver import __version__
 from quiver.api.call import Call
-from quiver.api.cohere import COHERE
-from quiver.api.jina import JINA
-from quiver.api.mixedbread import MIXEDBREAD
-from quiver.api.root import SHARED
-from quiver.api.router import Router
-from quiver.api.voyage import VOYAGE
-from quiver.config import Config, EngineConfig, ModelsConfig, Secret, ServerConfig
 
-HOSTED = (COHERE, JINA, VOYAGE, MIXEDBREAD)
 EMBED = {
     "cohere": ("/cohere/v2/embed", "texts"),
     "jina": ("/jina/v1/embeddings", "input"),
@@ -31,12 +22,6 @@ RERANK = {
     "jina": ("/jina/v1/rerank", "documents", "results", "relevance_score"),
     "voyage": ("/voyage/v1/rerank", "documents", "data", "relevance_score"),
     "mixedbread": ("/mixedbread/v1/reranking", "input", "data", "score"),
-}
-SHAPES = {
-    "cohere": ["message", "id"],
-    "jina": ["detail", "code"],
-    "voyage": ["detail"],
-    "mixedbread": ["error"],
 }
 PROMPTS = {task: f"{task}: " for task in ("query", "document", "similarity", "classification", "clustering")}
 

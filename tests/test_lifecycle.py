@@ -193,7 +193,7 @@ async def test_a_model_that_computes_other_numbers_than_its_weights_should_is_re
     """The self-test after loading compares with known numbers; without it, the model is loaded."""
     spec = Catalogue.load().find(MINILM)
     assert spec.golden
-    model = loading.load(spec, minilm_files, settings(), lanes=1, cache=Path())
+    model = loading.load(spec, minilm_files, settings(), lanes=1)
     model.check_golden()
     first = (-spec.golden.first[0], *spec.golden.first[1:])
     wrong = replace(model, spec=replace(spec, golden=Golden(text=spec.golden.text, first=first)))

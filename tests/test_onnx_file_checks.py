@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 import onnx_files
 from onnx_files import Export, load, refusal, texts_of
-from quiver.backends.onnx_file import CANDIDATES, OnnxFileBackend
+from quiver.backends.onnx_file import OnnxFileBackend
 from quiver.engine.packing import pack
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 90405214\n"
@@ -21,7 +21,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d"
 # The file
 
 
-@pytest.mark.parametrize("file", CANDIDATES)
+@pytest.mark.parametrize("file", USUAL_GRAPHS)
 def test_the_usual_names(tmp_path: Path, file: str) -> None:
     """The file is found where exporters put it."""
     onnx_files.make(tmp_path, Export(file=file))

@@ -51,7 +51,7 @@ def wide(request, tmp_path_factory):
     """Load a model of two layers whose heads have a size."""
     folder = checkpoints.make(tmp_path_factory.mktemp("wide"), "bert", hidden=4 * request.param, heads=4)
     found = resolve(str(folder), None, ModelsConfig(), lambda *_: None)
-    loaded = model.load(found.spec, found.files, settings(), lanes=1, cache=folder)
+    loaded = model.load(found.spec, found.files, settings(), lanes=1)
     yield loaded
     loaded.backend.close()
 

@@ -337,6 +337,7 @@ class ModelStatus:
     id: str
     state: ModelState
     kind: str = "embed"
+    description: str = ""
     pooling: str = ""
     revision: str = ""
     """Commit or branch of the hub's repository that its files are of."""
@@ -354,6 +355,8 @@ class ModelStatus:
     """Most tokens in one forward pass (0: not loaded yet); a longer input runs alone."""
     num_bytes: int = 0
     """Size of its weights."""
+    num_special_tokens: int = 0
+    """Tokens that it reads around a text (0: not loaded yet)."""
     downloads: tuple[FileProgress, ...] = ()
     batch_invariant: bool = False
     """The warm-up found each vector bit-identical alone and packed on this machine."""

@@ -140,6 +140,12 @@ def patience(call: Call) -> float | None:
     return seconds if seconds > 0 else None
 
 
+def explain(error: QuiverError) -> str:
+    """Say what is wrong and in which field, for shapes that have no place of its own for the field."""
+    field = (error.param or "").partition("[")[0]
+    return error.message if field in error.message else f"`{error.param}`: {error.message}"
+
+
 def refuse(dialect: Dialect, error: QuiverError) -> Reply:
     """Write an error in a dialect's shape, with the headers that tell a client when to come back."""
     status, headers = status_of(error, dialect.statuses), {}

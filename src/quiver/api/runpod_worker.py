@@ -58,7 +58,7 @@ async def work(service: Service, call: Call, priority: Priority) -> bytes:
         case "/v1/embeddings":
             return b"[%b]" % await _embed(service, call, priority, job.openai_input or EmbedInput())
         case route:
-            message = f"Invalid OpenAI Route: {route}; there are /v1/models and /v1/embeddings"
+            message = f"Invalid OpenAI Route: {route}; openai_route is /v1/models or /v1/embeddings"
             raise InvalidInput(message, param="openai_route")
 
 

@@ -19,18 +19,16 @@ from quiver.backends.sessions import Sessions, cores
 from quiver.config import Dtype
 from quiver.errors import LoadError
 from quiver.models.catalogue import ModelSpec
-from quiver.models.files import ModelFiles
+from quiver.models.files import USUAL_GRAPHS, ModelFiles, is_lfs_pointer
+from quiver.models.spec import POSITIONS_AFTER_PADDING
 from quiver.types import Floats, Ints, Kind, PackedBatch
 
-CANDIDATES = ("onnx/model.onnx", "model.onnx")
 """Where exporters put their file, the first choice first."""
 BATCH_TOKENS = 128
 """Measured: fewer pay for each short input's pass, more pay for padding."""
 LONG = 1024
 """Attention over more tokens takes so much memory that it is given back after the pass."""
 
-_LFS_POINTER = b"version https://git-lfs"
-_POSITIONS_AFTER_PADDING = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"})
 _ANY_VOCABULARY = 100
 """Token ids that every model has, for one that does not state its own number."""
 
@@ -52,7 +50,7 @@ class _Facts:
         def number(key: str, default: int) -> int:
             return config[key] if isinstance(config.get(key), int) else default
 
-        after_padding = config.get("model_type") in _POSITIONS_AFTER_PADDING
+        after_padding = config.get("model_type") in POSITIONS_AFTER_PADDING
         first_position = number("pad_token_id", 1) + 1 if after_padding else 0
         return cls(
             vocab_size=number("vocab_size", _ANY_VOCABULARY),
@@ -195,7 +193,7 @@ def load(files: ModelFiles, spec: ModelSpec, *, dtype: Dtype, lanes: int = 0) ->
 
 
 def _find(files: ModelFiles, spec: ModelSpec) -> Path:
-    candidates = (spec.onnx_file,) if spec.onnx_file else CANDIDATES
+    candidates = (spec.onnx_file,) if spec.onnx_file else USUAL_GRAPHS
     name = next((name for name in candidates if files.has(name)), None)
     if name is None:
         raise LoadError(f"{spec.id} has no {' and no '.join(candidates)} in {files.root}: name its file by onnx_file")
@@ -342,12 +340,7 @@ def _end(path: Path, entries: Mapping[str, str]) -> int:
 
 
 def _refuse_pointer(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(_LFS_POINTER))
-    except OSError as error:
-        raise LoadError(f"cannot read {path}: {error.strerror or error}") from error
-    if start == _LFS_POINTER:
+    if is_lfs_pointer(path):
         raise LoadError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`, or download it")
 
 

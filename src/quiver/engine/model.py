@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from quiver.backends import Backend, onnx, onnx_file
-from quiver.config import Dtype, ModelSettings
+from quiver.backends import Backend, ct2, onnx, onnx_file, pytorch
+from quiver.config import BackendName, Dtype, ModelSettings
 from quiver.engine import tokenizer
 from quiver.engine.packing import pack
 from quiver.engine.pooling import normalise, pool, word_weights
@@ -116,35 +115,29 @@ def _are_finite(results: Sequence[Floats]) -> bool:
     return all(np.isfinite(result).all() for result in results)
 
 
-def load(spec: ModelSpec, files: ModelFiles, settings: ModelSettings, *, lanes: int, cache: Path) -> Model:
-    """Load a model from its files; blocks. Raises `LoadError`, naming the file, or `MissingExtra`.
-
-    `cache` is where a backend may keep what it has converted.
-    """
-    if settings.backend in {"torch", "ct2"}:
-        from quiver.backends import ct2, pytorch
-
-    backend_name = settings.backend
-    asked = settings.dtype if settings.dtype != "auto" else spec.dtype or "auto"
-    match backend_name:
-        case "torch":
-            dtype: Dtype = pytorch.best_dtype() if asked == "auto" else asked
-            backend: Backend = pytorch.load(files, spec, dtype=dtype, lanes=lanes)
-        case "ct2":
-            dtype = "float32" if asked == "auto" else asked
-            backend = ct2.load(files, spec, dtype=dtype, lanes=lanes, cache=cache)
-        case _:
-            dtype = "float32" if asked == "auto" else asked
-            backend = _load_onnx(files, spec, dtype, lanes)
+def load(spec: ModelSpec, files: ModelFiles, settings: ModelSettings, *, lanes: int) -> Model:
+    """Load a model from its files; blocks. Raises `LoadError`, naming the file, or `MissingExtra`."""
+    name = settings.backend
+    if name == "auto":
+        name = "torch" if spec.onnx_file is None and pytorch.has_gpu() else "onnx"
+    dtype = settings.dtype if settings.dtype != "auto" else spec.dtype
+    if dtype is None:
+        dtype = pytorch.best_dtype() if name == "torch" else "float32"
+    backend = _load_backend(name, spec, files, dtype, lanes)
     if spec.max_tokens > backend.max_positions:
         backend.close()
         raise LoadError(f"{spec.id} has {backend.max_positions} positions, but max_tokens is {spec.max_tokens}")
     return Model(spec, dtype, tokenizer.load(files.path("tokenizer.json"), spec), backend)
 
 
-def _load_onnx(files: ModelFiles, spec: ModelSpec, dtype: Dtype, lanes: int) -> Backend:
-    """Compile what can be compiled; run the repository's own ONNX file where that is asked for, or all there is."""
+def _load_backend(name: BackendName, spec: ModelSpec, files: ModelFiles, dtype: Dtype, lanes: int) -> Backend:
+    match name:
+        case "torch":
+            return pytorch.load(files, spec, dtype=dtype, lanes=lanes)
+        case "ct2":
+            return ct2.load(files, spec, dtype=dtype, lanes=lanes)
+    # Compiled is best; the repository's own ONNX file runs where it is asked for, or is all there is.
     can_compile = files.weight_names() and is_known(files.json("config.json"))
-    if spec.onnx_file or (not can_compile and any(files.has(name) for name in ("onnx/model.onnx", "model.onnx"))):
+    if spec.onnx_file or (not can_compile and files.own_graph()):
         return onnx_file.load(files, spec, dtype=dtype, lanes=lanes)
     return onnx.load(files, spec, dtype=dtype, lanes=lanes)

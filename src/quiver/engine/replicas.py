@@ -236,8 +236,7 @@ class Replicas:
     async def _start(self, name: str, found: Found, *, pinned: bool) -> Replica:
         def load() -> tuple[Model, bool]:
             config, lanes = self._models_config, self._config.lanes or cores()
-            cache = config.data_dir.expanduser() / "converted"
-            model = models.load(found.spec, found.files, config.settings_of(name), lanes=lanes, cache=cache)
+            model = models.load(found.spec, found.files, config.settings_of(name), lanes=lanes)
             if config.self_test:
                 model.check_golden()
             return model, model.warm_up()
@@ -317,6 +316,7 @@ def _known(spec: ModelSpec) -> ModelStatus:
         id=spec.id,
         state=ModelState.AVAILABLE,
         kind=spec.kind,
+        description=spec.description,
         pooling=spec.pooling,
         revision=spec.revision,
         aliases=spec.aliases,
@@ -337,6 +337,7 @@ def _loaded(replica: Replica, *, batch_invariant: bool) -> ModelStatus:
         dtype=model.dtype,
         batch_tokens=replica.scheduler.budget.max_tokens,
         num_bytes=replica.num_bytes,
+        num_special_tokens=model.tokenizer.num_head + model.tokenizer.num_tail,
         batch_invariant=batch_invariant,
     )
 

@@ -56,7 +56,10 @@ def compile_graph(config: Mapping[str, Any], weights: Weights, dtype: Dtype, hea
     kind = architecture_of(config)
     if kind not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise LoadError(f"config.json names the architecture {kind!r}, which is not known (known are: {known})")
+        raise LoadError(
+            f"config.json names the architecture {kind!r}, which is not known (known are: {known}); "
+            "if the repository has an ONNX graph of its own, name it by onnx_file"
+        )
     g = GraphBuilder()
     g.unseen = head.unseen
     try:

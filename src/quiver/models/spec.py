@@ -25,7 +25,7 @@ _LEGACY_POOLINGS = {
 _SIZES = ("hidden_size", "dim", "n_embd")
 _POSITIONS = ("max_position_embeddings", "n_positions")
 """What architectures call these numbers: most of them, DistilBERT, and those that follow GPT-2."""
-_POSITIONS_AFTER_PADDING = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"})
+POSITIONS_AFTER_PADDING = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"})
 """Architectures whose position table begins behind the padding token's row."""
 _NO_LIMIT = 1 << 24
 """A tokenizer without a limit states 1e30."""
@@ -239,7 +239,7 @@ def _pooling_modes(config: Config) -> Sequence[str]:
 
 def _max_tokens(files: ModelFiles, config: Config) -> int:
     positions = _first_integer(config, _POSITIONS)
-    if positions and config.get("model_type") in _POSITIONS_AFTER_PADDING:
+    if positions and config.get("model_type") in POSITIONS_AFTER_PADDING:
         padding = _integer(config, "pad_token_id")
         positions -= 2 if padding is None else padding + 1
     limits = [limit for limit in (_stated_length(files), positions) if limit]
