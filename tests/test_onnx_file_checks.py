@@ -14,6 +14,7 @@ import onnx_files
 from onnx_files import Export, load, refusal, texts_of
 from quiver.backends.onnx_file import OnnxFileBackend
 from quiver.engine.packing import pack
+from quiver.models.files import USUAL_GRAPHS
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 90405214\n"
 

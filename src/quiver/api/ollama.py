@@ -5,7 +5,7 @@ https://github.com/ollama/ollama/blob/main/docs/api.md
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -63,7 +63,7 @@ class EmbedBody(msgspec.Struct, kw_only=True):
     """Not read: a loaded model stays."""
 
 
-class EmbedReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+class EmbedReply(msgspec.Struct, omit_defaults=True):
     """Reply of POST /api/embed; durations are nanoseconds."""
 
     model: str
@@ -95,7 +95,7 @@ class Details(msgspec.Struct, kw_only=True):
     parent_model: str = ""
     format: str
     family: str = ""
-    families: list[str] = []
+    families: list[str] = msgspec.field(default_factory=list)
     parameter_size: str = ""
     quantization_level: str
     context_length: int
@@ -173,22 +173,19 @@ class ErrorReply(msgspec.Struct):
 
 
 async def embed(service: Service, call: Call) -> Reply:
-    """Embed, to unit length; nothing to embed only sees to it that the model is there."""
+    """Embed, to unit length; nothing to embed only sees to it that the model is loaded."""
     start = time.perf_counter()
     body = decode_json(call, EmbedBody, any_media_type=True)
-    inputs = [body.input] if isinstance(body.input, str) else body.input
-    name = _name(service, body.model)
+    request = EmbedRequest(
+        inputs=_inputs(body.input),
+        model=_id(service, body.model),
+        truncate=body.truncate is not False,
+        dimensions=_dimensions(service, body),
+        normalize=True,
+    )
     with _asked_as(body.model):
-        if not inputs or inputs == [""] == [body.input]:
-            await service.tokenize(TokenizeRequest(texts=[""], model=name))
-            return Reply(200, msgspec.json.encode(EmbedReply(model=body.model or name, embeddings=[])))
-        request = EmbedRequest(
-            inputs=inputs,
-            model=name,
-            truncate=body.truncate is not False,
-            dimensions=_dimensions(service, name, body.dimensions),
-            normalize=True,
-        )
+        if not request.inputs:
+            return await _load(service, request, EmbedReply(body.model or service.model().id, []))
         embeddings = await service.embed(request, call.caller)
     written = await write_array(in_form(embeddings.vectors, "float"))
     total, timings = time.perf_counter() - start, embeddings.usage.timings
@@ -200,3 +197,173 @@ async def embed(service: Service, call: Call) -> Reply:
         "prompt_eval_count": embeddings.usage.num_tokens,
     }
     return Reply(200, write_object(fields), timings=timings)
+
+
+def _inputs(given: str | Sequence[str] | None) -> Sequence[str]:
+    """An empty text alone is no input; in a list, it is one."""
+    if isinstance(given, str):
+        return [given] if given else []
+    return given or []
+
+
+def _dimensions(service: Service, body: EmbedBody) -> int | None:
+    """Cut only what is longer, as Ollama does."""
+    asked = body.dimensions or 0
+    with suppress(UnknownModel):
+        if 0 < service.model(_id(service, body.model)).dimensions <= asked:
+            return None
+    return asked if asked > 0 else None
+
+
+async def embed_one(service: Service, call: Call) -> Reply:
+    """Embed one text, without scaling its vector."""
+    body = decode_json(call, EmbeddingsBody, any_media_type=True)
+    request = EmbedRequest(inputs=_inputs(body.prompt), model=_id(service, body.model), normalize=False)
+    with _asked_as(body.model):
+        if not request.inputs:
+            return await _load(service, request, EmbeddingsReply([]))
+        embeddings = await service.embed(request, call.caller)
+    fields = {"embedding": embeddings.vectors[0]}
+    return Reply(200, write_object(fields), timings=embeddings.usage.timings)
+
+
+async def _load(service: Service, request: EmbedRequest, reply: EmbedReply | EmbeddingsReply) -> Reply:
+    """Answer a request that brings no text."""
+    await service.tokenize(TokenizeRequest(texts=[""], model=request.model))
+    return Reply(200, msgspec.json.encode(reply))
+
+
+async def list_models(service: Service, call: Call) -> Reply:
+    """List the models that embed."""
+    del call
+    models = [
+        Model(
+            name=status.id + LATEST,
+            model=status.id + LATEST,
+            modified_at=_modified_at(status),
+            size=status.num_bytes,
+            digest=_digest(status),
+            details=_details(status),
+            capabilities=["embedding"],
+        )
+        for status in _embedders(service)
+    ]
+    return Reply(200, msgspec.json.encode(ModelsReply(models)))
+
+
+async def list_loaded_models(service: Service, call: Call) -> Reply:
+    """List the models that embed and are in memory."""
+    del call
+    models = [
+        LoadedModel(
+            name=status.id + LATEST,
+            model=status.id + LATEST,
+            size=status.num_bytes,
+            digest=_digest(status),
+            details=_details(status),
+            expires_at=FAR,
+            size_vram=status.num_bytes if "cuda" in status.backend else 0,
+            context_length=status.max_tokens,
+        )
+        for status in _embedders(service)
+        if status.state is ModelState.READY
+    ]
+    return Reply(200, msgspec.json.encode(LoadedModelsReply(models)))
+
+
+async def show_model(service: Service, call: Call) -> Reply:
+    """Show one model."""
+    body = decode_json(call, ShowBody, any_media_type=True)
+    asked = body.model or body.name
+    with _asked_as(asked):
+        status = service.model(_id(service, asked))
+    reply = ShowReply(
+        modelfile=f"FROM {status.id}\n",
+        details=_details(status),
+        model_info={
+            "general.architecture": ARCHITECTURE,
+            "general.basename": status.id,
+            f"{ARCHITECTURE}.context_length": status.max_tokens,
+            f"{ARCHITECTURE}.embedding_length": status.dimensions,
+        },
+        capabilities=["embedding"] if status.kind == "embed" else [],
+        modified_at=_modified_at(status),
+    )
+    return Reply(200, msgspec.json.encode(reply))
+
+
+async def show_version(service: Service, call: Call) -> Reply:
+    """Say which Quiver this is."""
+    del call
+    return Reply(200, msgspec.json.encode(VersionReply(service.version)))
+
+
+async def greet(service: Service, call: Call) -> Reply:
+    """Say what Ollama's clients look for."""
+    del service, call
+    return Reply(200, b"Ollama is running", media_type="text/plain; charset=utf-8")
+
+
+def _id(service: Service, name: str | None) -> str:
+    """Return the id of the model that a name with or without a tag means; one that is unknown stays as it is."""
+    bare = (name or "").removesuffix(LATEST)
+    with suppress(UnknownModel):
+        return service.model(bare).id
+    return LIBRARY.get(bare.lower(), bare)
+
+
+@contextmanager
+def _asked_as(name: str | None) -> Iterator[None]:
+    """Name the model in a refusal as the request did, in the words that Ollama's clients look for."""
+    try:
+        yield
+    except UnknownModel as error:
+        raise UnknownModel(f"model '{name}' not found: {error.message}", param="model") from error
+
+
+def _embedders(service: Service) -> Sequence[ModelStatus]:
+    return [status for status in service.models() if status.kind == "embed"]
+
+
+def _details(status: ModelStatus) -> Details:
+    return Details(
+        format=status.backend,
+        quantization_level=status.dtype,
+        context_length=status.max_tokens,
+        embedding_length=status.dimensions,
+    )
+
+
+def _digest(status: ModelStatus) -> str:
+    return hashlib.sha256(f"{status.id}@{status.revision}".encode()).hexdigest()
+
+
+def _modified_at(status: ModelStatus) -> str:
+    return datetime.fromtimestamp(status.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _nanoseconds(seconds: float) -> int:
+    return max(0, round(seconds * 1e9))
+
+
+def render_error(status: int, error: QuiverError) -> bytes:
+    """Write an error as Ollama does."""
+    del status
+    return msgspec.json.encode(ErrorReply(explain(error)))
+
+
+OLLAMA = Dialect(
+    name="ollama",
+    routes=[
+        Route("POST", "/api/embed", embed, "Embed texts", EmbedBody, EmbedReply),
+        Route("POST", "/api/embeddings", embed_one, "Embed one text (older form)", EmbeddingsBody, EmbeddingsReply),
+        Route("GET", "/api/tags", list_models, "List models", reply=ModelsReply),
+        Route("GET", "/api/ps", list_loaded_models, "List models in memory", reply=LoadedModelsReply),
+        Route("POST", "/api/show", show_model, "Show one model", ShowBody, ShowReply),
+        Route("GET", "/api/version", show_version, "Show the version", reply=VersionReply, public=True),
+        Route("GET", "/", greet, "Say “Ollama is running”", public=True, at_root=False),
+    ],
+    render_error=render_error,
+    statuses={Overloaded: 503},
+    error=ErrorReply,
+)
