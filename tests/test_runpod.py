@@ -183,7 +183,7 @@ async def test_a_job_waits_where_a_request_is_refused(lane):
         await asyncio.to_thread(lane.busy.wait)
         jobs += [await submit(parts, {"input": letter * 90}) for letter in "bc"]
         async with asyncio.timeout(5):
-            while (await get(parts, f"{ENDPOINT}/health"))["jobs"]["inQueue"] != 1:
+            while parts.service.jobs.counts.queued != 1:  # noqa: ASYNC110  a queue has no event
                 await asyncio.sleep(0.01)
         assert (await ask(parts, "/v1/embeddings", {"input": "d" * 90}))[0] == 429
         lane.opened.set()
@@ -254,6 +254,7 @@ async def test_a_job_past_its_time_has_timed_out(lane):
     """The engine's own limit ends a job as TIMED_OUT, with the reason."""
     async with assembled(lane.model(), engine=EngineConfig(timeout_seconds=0.05)) as parts:
         _, reply = await ask(parts, "/runsync", {"input": {"input": "a"}})
+        lane.opened.set()
     assert (reply["status"], reply["output"]["code"]) == ("TIMED_OUT", 504)
     assert "0.05 s" in reply["error"]
 

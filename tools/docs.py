@@ -10,12 +10,12 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import typer
 
 from quiver import app, config, errors
-from quiver.api.call import Dialect, status_of
+from quiver.api.call import Dialect, Route, status_of
 from quiver.api.openai import OPENAI
 from quiver.api.openapi import docs_routes
 from quiver.cli import cli
@@ -49,12 +49,10 @@ def code(words: Iterable[str]) -> str:
 def settings_table(section: str) -> str:
     """List the settings of one section."""
     fields = (field for field in config.FIELDS.values() if field.section == section)
-    rows = ([code([f.name]), code(f.env_names), code(_flags(f)), _default(f), _meaning(f)] for f in fields)
+    rows = (
+        [code([f.name]), code(f.env_names), code([*f.flags, *f.other_flags]), _default(f), _meaning(f)] for f in fields
+    )
     return table(["key", "environment", "flag", "default", "meaning"], rows)
-
-
-def _flags(field: Field) -> list[str]:
-    return [field.flag, f"--no-{field.flag[2:]}"] if isinstance(field.default, bool) else [field.flag]
 
 
 def _default(field: Field) -> str:
@@ -67,8 +65,7 @@ def _default(field: Field) -> str:
 
 
 def _meaning(field: Field) -> str:
-    choices = get_args(field.type) if get_origin(field.type) is Literal else ()
-    return f"{field.help} One of {code(choices)}." if choices else field.help
+    return f"{field.help} One of {code(field.choices)}." if field.choices else field.help
 
 
 def commands_list() -> str:
@@ -151,8 +148,12 @@ def _error(cls: type[QuiverError]) -> list[str]:
 
 def routes_table(dialect: Dialect) -> str:
     """List the routes of one dialect."""
-    rows = ([r.method, code([r.path]), r.summary, "no" if r.public else "yes"] for r in dialect.routes)
+    rows = ([r.method, code([_path(dialect, r)]), r.summary, "no" if r.public else "yes"] for r in dialect.routes)
     return table(["method", "path", "what it does", "asks for the key"], rows)
+
+
+def _path(dialect: Dialect, route: Route) -> str:
+    return route.path if route.at_root else f"/{dialect.name}{route.path}"
 
 
 def metrics_table() -> str:

@@ -13,16 +13,20 @@ import structlog
 from quiver.api.call import Dialect
 from quiver.api.cohere import COHERE
 from quiver.api.dispatch import Api
+from quiver.api.fastembed_query import FASTEMBED_QUERY
 from quiver.api.health import health_routes
 from quiver.api.http import HttpServer
+from quiver.api.inference_api import INFERENCE_API
 from quiver.api.infinity import INFINITY
 from quiver.api.jina import JINA
 from quiver.api.mixedbread import MIXEDBREAD
+from quiver.api.ollama import OLLAMA
 from quiver.api.openai import OPENAI
 from quiver.api.openapi import docs_routes
 from quiver.api.root import SHARED
 from quiver.api.router import Router
 from quiver.api.runpod import runpod_dialect
+from quiver.api.s3_embedding import S3_EMBEDDING
 from quiver.api.tei import TEI
 from quiver.api.voyage import VOYAGE
 from quiver.config import Config
@@ -46,6 +50,10 @@ DIALECTS: tuple[Dialect, ...] = (
     TEI,
     INFINITY,
     runpod_dialect(OPENAI),
+    OLLAMA,
+    INFERENCE_API,
+    S3_EMBEDDING,
+    FASTEMBED_QUERY,
     health_routes(OPENAI),
 )
 """Every API that is mounted; the first one also answers what no route matches."""

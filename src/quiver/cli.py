@@ -12,11 +12,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperCommand
 
 from quiver import __version__, app, config
 from quiver.config import Config
 from quiver.errors import QuiverError
-from quiver.models.catalogue import Catalogue
+from quiver.models.catalogue import Catalogue, ModelSpec
+from quiver.models.hub import is_here
 from quiver.progress import DownloadDisplay
 from quiver.telemetry import logs
 from quiver.types import Caller, EmbedRequest, RerankRequest
@@ -50,6 +52,14 @@ Preset = Annotated[
 ]
 
 
+class Command(TyperCommand):
+    """A command that takes the flags of the systems that Quiver stands in for, too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words behind the command."""
+        return super().parse_args(ctx, config.in_our_words(args))
+
+
 def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command `--config`, `--preset` and an option for each setting; it receives the merged tree as `settings`."""
     fields = [config.FIELDS[name] for name in names] if names else list(config.FIELDS.values())
@@ -77,10 +87,10 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
 
 def _option(field: config.Field) -> Any:
     """Return an option of text; `config.load` gives it its type, as it does for every other source."""
-    names = [field.flag, f"--no-{field.flag[2:]}"] if isinstance(field.default, bool) else [field.flag]
-    kind = bool | None if isinstance(field.default, bool) else list[str] | None if field.is_list else str | None
-    shown = "/".join(names)
-    return Annotated[kind, typer.Option(shown, help=f"{field.help} [{field.env_names[0]}; {_default(field)}]")]
+    kind = bool | None if field.is_switch else list[str] | None if field.is_list else str | None
+    also = f"; also {', '.join(field.other_flags)}" if field.other_flags else ""
+    about = f"{field.help} [{field.env_names[0]}; {_default(field)}{also}]"
+    return Annotated[kind, typer.Option("/".join(field.flags), help=about)]
 
 
 def _default(field: config.Field) -> str:
@@ -88,7 +98,7 @@ def _default(field: config.Field) -> str:
     return f"default: {value}" if value not in ("", None) else "not set"
 
 
-@cli.command()
+@cli.command(cls=Command)
 @with_settings()
 def serve(*, settings: Config) -> None:
     """Start the server."""
@@ -97,7 +107,7 @@ def serve(*, settings: Config) -> None:
         _run(app.serve(settings, progress))
 
 
-@cli.command()
+@cli.command(cls=Command)
 @with_settings(*ONE_SHOT)
 def embed(
     texts: Annotated[
@@ -123,7 +133,7 @@ async def _embed(settings: Config, lines: Iterator[str], progress: DownloadDispl
                 print(json.dumps({"text": text, "embedding": vector.tolist()}, ensure_ascii=False))  # noqa: T201  its output
 
 
-@cli.command()
+@cli.command(cls=Command)
 @with_settings(*ONE_SHOT)
 def rerank(
     query: Annotated[str, typer.Argument(help="What the documents should be about.")],
@@ -164,39 +174,39 @@ def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:
 
 
 @cli.command()
-def models(*, as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False) -> None:
-    """List the models of the catalogue."""
-    specs = list(Catalogue.load())
+@with_settings("data_dir", "hub_cache")
+def models(
+    *, as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False, settings: Config
+) -> None:
+    """List the models of the catalogue, and which of them are on this machine."""
+    lines = [_describe(spec, settings) for spec in Catalogue.load()]
     if as_json:
-        for spec in specs:
-            typer.echo(
-                json.dumps(
-                    {
-                        "id": spec.id,
-                        "kind": spec.kind,
-                        "dimensions": spec.dimensions,
-                        "max_tokens": spec.max_tokens,
-                        "licence": spec.licence,
-                        "aliases": spec.aliases,
-                    }
-                )
-            )
+        for line in lines:
+            typer.echo(json.dumps(line))
         return
-    table = Table("model", "kind", "dimensions", "tokens", "pooling", "licence", "also called")
-    for spec in specs:
-        table.add_row(
-            spec.id,
-            spec.kind,
-            str(spec.dimensions),
-            str(spec.max_tokens),
-            spec.pooling,
-            spec.licence,
-            ", ".join(spec.aliases),
-        )
+    table = Table("model", "kind", "here", "dimensions", "tokens", "licence", "also called")
+    table.columns[0].no_wrap = True
+    for line in lines:
+        here, aliases = "yes" if line["here"] else "", ", ".join(line["aliases"])
+        numbers = (str(line["dimensions"]), str(line["max_tokens"]))
+        table.add_row(line["id"], line["kind"], here, *numbers, line["licence"], aliases)
     Console().print(table)
 
 
-@cli.command()
+def _describe(spec: ModelSpec, settings: Config) -> dict[str, Any]:
+    return {
+        "id": spec.id,
+        "kind": spec.kind,
+        "here": is_here(spec, settings.models),
+        "dimensions": spec.dimensions,
+        "max_tokens": spec.max_tokens,
+        "prompts": list(spec.prompts),
+        "licence": spec.licence,
+        "aliases": spec.aliases,
+    }
+
+
+@cli.command(cls=Command)
 @with_settings("model", "dtype", "lanes", "batch_tokens", "api_key")
 def bench(  # noqa: PLR0913  a command's options are its arguments
     *,

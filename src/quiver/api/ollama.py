@@ -14,7 +14,7 @@ import msgspec
 
 from quiver.api.call import Call, Dialect, Reply, Route, decode_json, explain
 from quiver.api.vectors import in_form, write_array, write_object
-from quiver.errors import Overloaded, QuiverError, UnknownModel
+from quiver.errors import Overloaded, QuiverError, TooLong, UnknownModel
 from quiver.service import Service
 from quiver.types import EmbedRequest, ModelState, ModelStatus, TokenizeRequest
 
@@ -347,9 +347,12 @@ def _nanoseconds(seconds: float) -> int:
 
 
 def render_error(status: int, error: QuiverError) -> bytes:
-    """Write an error as Ollama does."""
+    """Write an error as Ollama does, with the words that its clients look for."""
     del status
-    return msgspec.json.encode(ErrorReply(explain(error)))
+    text = explain(error)
+    if isinstance(error, TooLong):
+        text = f"the input length exceeds the context length: {text}"
+    return msgspec.json.encode(ErrorReply(text))
 
 
 OLLAMA = Dialect(

@@ -37,7 +37,15 @@ def sent_by(client: str) -> Condition:
 
 SHARED: Shared = {
     ("GET", "/"): (Choice("tei"),),
-    ("GET", "/health"): (Choice("health"), Choice("tei"), Choice("infinity"), Choice("runpod")),
+    ("GET", "/health"): (
+        Choice("health"),
+        Choice("tei"),
+        Choice("infinity"),
+        Choice("runpod"),
+        Choice("fastembed_query"),
+    ),
+    ("GET", "/health/live"): (Choice("health"), Choice("inference_api")),
+    ("GET", "/health/ready"): (Choice("health"), Choice("inference_api")),
     ("GET", "/info"): (Choice("tei"),),
     ("GET", "/models"): (Choice("infinity"), Choice("openai")),  # OpenAI's clients read what Infinity's need
     ("GET", "/ping"): (Choice("runpod"), Choice("tei")),  # the first tells loading from broken
@@ -48,11 +56,22 @@ SHARED: Shared = {
     ),
     ("GET", "/v1/models/{id:path}"): (Choice("cohere", sent_by("cohere")), Choice("openai")),
     ("POST", "/"): (Choice("tei", has("inputs", "texts", "query")),),
+    ("POST", "/api/embed"): (
+        Choice("inference_api", has("text")),
+        Choice("ollama", has("truncate", "dimensions", "options", "keep_alive")),
+        Choice("ollama"),  # `input` may be for either: the code of the other does not know it, only its document
+        Choice("inference_api"),
+    ),
     ("POST", "/embed"): (Choice("tei", has("inputs")),),
     ("POST", "/embeddings"): (Choice("infinity", has("modality")), Choice("openai"), Choice("infinity")),
     ("POST", "/rerank"): (Choice("tei", has("texts")), Choice("infinity")),
     ("POST", "/tokenize"): (Choice("tei", has("inputs")),),
-    ("POST", "/v1/embed"): (Choice("cohere", has("texts", "inputs", "images")),),
+    ("POST", "/v1/embed"): (
+        Choice("fastembed_query", has("text")),
+        Choice("cohere", has("texts", "inputs", "images")),
+        Choice("cohere"),
+        Choice("fastembed_query"),
+    ),
     ("POST", "/v1/embeddings"): (
         Choice("mixedbread", sent_by("mixedbread")),
         Choice("mixedbread", has("prompt")),

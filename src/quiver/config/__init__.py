@@ -4,11 +4,13 @@
 
 A field's name is unique in the whole tree, so `port` is `port` in the file's `[server]` table, `QUIVER_PORT` in the
 environment and `--port` on the command line; its help text is the text of `--help` and of docs/configuration.md.
-An unknown key is an error that names the nearest valid one.
+Beside these stand the names that other systems give it (`tree.py` lists them with the field). An unknown key is an error that names the nearest valid one.
 """
 
-from quiver.config.sources import FIELDS, PRESETS, RESERVED_ENV, Field, describe, load
+from quiver.config.fields import FIELDS, SWITCH, Alias, Field, in_our_words
+from quiver.config.sources import PRESETS, RESERVED_ENV, describe, load
 from quiver.config.tree import (
+    ANY,
     DEFAULT_MODEL,
     BackendName,
     Config,
@@ -16,15 +18,19 @@ from quiver.config.tree import (
     EngineConfig,
     ModelsConfig,
     ModelSettings,
+    PoolingName,
     Secret,
     ServerConfig,
 )
 
 __all__ = [
+    "ANY",
     "DEFAULT_MODEL",
     "FIELDS",
     "PRESETS",
     "RESERVED_ENV",
+    "SWITCH",
+    "Alias",
     "BackendName",
     "Config",
     "Dtype",
@@ -32,8 +38,10 @@ __all__ = [
     "Field",
     "ModelSettings",
     "ModelsConfig",
+    "PoolingName",
     "Secret",
     "ServerConfig",
     "describe",
+    "in_our_words",
     "load",
 ]

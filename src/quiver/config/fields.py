@@ -135,7 +135,11 @@ FIELDS: dict[str, Field] = {
 """Every setting by its name."""
 
 _OTHER_FLAGS: Mapping[str, tuple[Field, Alias]] = {
-    name: (field, alias) for field in FIELDS.values() for alias in field.aliases if alias.is_flag for name in alias.names
+    name: (field, alias)
+    for field in FIELDS.values()
+    for alias in field.aliases
+    if alias.is_flag
+    for name in alias.names
 }
 
 

@@ -1,67 +1,23 @@
 """Where settings come from: presets, files, the environment and flags, read into the tree."""
 
-import dataclasses
 import difflib
 import ipaddress
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import msgspec
 
-from quiver.config.tree import PER_MODEL, Config, Secret
+from quiver.config.fields import FIELDS, SWITCH, Field, sections
+from quiver.config.tree import ANY, PER_MODEL, Config, Secret
 from quiver.errors import ConfigError
 
 PRESETS = Path(__file__).parent.parent / "presets"
 RESERVED_ENV = frozenset({"QUIVER_CONFIG", "QUIVER_PRESET"})
 """Names that choose a source and are not fields themselves."""
 MAX_PORT = 65535
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One setting, as the file, the environment, the command line and the docs know it."""
-
-    section: str
-    name: str
-    type: Any
-    default: Any
-    help: str
-    aliases: tuple[str, ...]
-
-    @property
-    def env_names(self) -> tuple[str, ...]:
-        """Names in the environment, strongest first."""
-        return (f"QUIVER_{self.name.upper()}", *self.aliases)
-
-    @property
-    def flag(self) -> str:
-        """Name on the command line."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def is_list(self) -> bool:
-        """Whether it takes several values."""
-        return isinstance(self.default, tuple)
-
-
-def _sections() -> dict[str, type]:
-    return {section.name: get_type_hints(Config)[section.name] for section in dataclasses.fields(Config)}
-
-
-def _fields_of(section: str, cls: type) -> Iterable[Field]:
-    hints = get_type_hints(cls)
-    for f in dataclasses.fields(cls):
-        yield Field(section, f.name, hints[f.name], f.default, f.metadata["help"], f.metadata["env"])
-
-
-FIELDS: dict[str, Field] = {
-    field.name: field for section, cls in _sections().items() for field in _fields_of(section, cls)
-}
-"""Every setting by its name."""
 
 
 def load(
@@ -81,17 +37,13 @@ def load(
     if file:
         values |= _read_toml(file)
     values |= _read_env(env)
-    values |= {name: _convert(FIELDS[name], value, FIELDS[name].flag) for name, value in flags.items() if _given(value)}
+    values |= _read_flags(flags)
     return _build(values)
-
-
-def _given(flag: Any) -> bool:
-    return flag is not None and flag not in ([], ())
 
 
 def _build(values: Mapping[str, Any]) -> Config:
     parts = {}
-    for section, cls in _sections().items():
+    for section, cls in sections().items():
         mine = {f.name for f in FIELDS.values() if f.section == section}
         parts[section] = cls(**{name: value for name, value in values.items() if name in mine})
     config = Config(**parts)
@@ -121,14 +73,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     values = {}
     for section, table in tables.items():
-        if section not in _sections() or not isinstance(table, dict):
-            raise ConfigError(f"{path}: there is no section [{section}]{_nearest(section, _sections())}")
+        if section not in sections() or not isinstance(table, dict):
+            raise ConfigError(f"{path}: there is no section [{section}]{_nearest(section, sections())}")
         for name, value in table.items():
             field = FIELDS.get(name)
             if field is None or field.section != section:
                 raise ConfigError(f"{path}: [{section}] has no key {name!r}{_nearest(name, FIELDS)}")
             values[name] = _convert(field, value, f"{path} [{section}] {name}")
-    return values
+    return _with_any(values)
 
 
 def _read_env(env: Mapping[str, str]) -> dict[str, Any]:
@@ -138,14 +90,29 @@ def _read_env(env: Mapping[str, str]) -> dict[str, Any]:
         if name.startswith("QUIVER_") and name not in ours:
             known = [n for n in ours if n.startswith("QUIVER_")]
             raise ConfigError(f"the environment sets {name}, which is no setting{_nearest(name, known)}")
+    given = {name: text for name, text in env.items() if name != "HOSTNAME" or _is_address(text)}
     values = {}
     for field in FIELDS.values():
-        for name in field.env_names:
-            text = env.get(name, "")
-            if text and not (name == "HOSTNAME" and not _is_address(text)):
-                values[field.name] = _convert(field, text, f"environment {name}")
-                break
-    return values
+        if found := next(filter(None, (alias.find(given) for alias in field.env)), None):
+            name, value = found
+            values[field.name] = _convert(field, value, f"environment {name}")
+    return _with_any(values)
+
+
+def _read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in flags.items() if value is not None and value not in ([], ())}
+    return _with_any({name: _convert(FIELDS[name], value, FIELDS[name].flag) for name, value in given.items()})
+
+
+def _with_any(values: dict[str, Any]) -> dict[str, Any]:
+    """Let one source's * among the models mean that any of them may be asked for."""
+    models = values.get("model", ())
+    if ANY not in models:
+        return values
+    named = tuple(name for name in models if name != ANY)
+    others = {name: value for name, value in values.items() if name != "model"}
+    allowed = (*values.get("allow_models", ()), ANY)
+    return others | {"allow_models": allowed} | ({"model": named} if named else {})
 
 
 def _is_address(text: str) -> bool:
@@ -160,7 +127,11 @@ def _is_address(text: str) -> bool:
 
 
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "url_prefix": (lambda value: bool(re.fullmatch(r"(/[^/?#]+)*/?", value)), "a path such as /v1"),
     "port": (lambda value: 0 <= value <= MAX_PORT, "0 (any free port) to 65535"),
+    "max_concurrent_requests": (lambda value: value >= 0, "0 or more"),
+    "queue_seconds": (lambda value: value >= 0, "0 or more"),
+    "batch_inputs": (lambda value: all(most > 0 for most in value), "more than 0"),
     "lanes": (lambda value: value >= 0, "0 or more"),
     "batch_tokens": (lambda value: value >= 0, "0 or more"),
     "max_body_bytes": (lambda value: value > 0, "more than 0"),
@@ -175,28 +146,45 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 _SYNONYMS: dict[str, dict[str, str]] = {
     "backend": {"optimum": "onnx", "ort": "onnx", "ctranslate2": "ct2", "pytorch": "torch"},
-    "dtype": {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "float": "float32"},
+    "dtype": {
+        "bf16": "bfloat16",
+        "f16": "float16",
+        "f32": "float32",
+        "float": "float32",
+        "fp16": "float16",
+        "fp32": "float32",
+        "fp8": "int8",  # what else has 8 bits
+        "half": "float16",
+    },
+    "log_format": {"pretty": "text"},
+    "log_level": {"trace": "debug", "warn": "warning", "critical": "error"},
+    "pooling": {"last-token": "last_token"},
 }
 """What other systems call a value."""
 
 
-def _translated(value: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(value, str):
-        return re.sub(r"[^,;\s]+", lambda word: names.get(word[0].lower(), word[0]), value)
-    return [_translated(part, names) for part in value] if isinstance(value, list | tuple) else value
+def _parsed(field: Field, value: Any) -> Any:
+    """Take text apart: a list at its commas, a switch and a choice by the word that stands there."""
+    if field.is_list and isinstance(value, str):
+        value = [part.strip() for part in re.split("[,;]", value) if part.strip()]
+    return [_word(field, part) for part in value] if isinstance(value, list | tuple) else _word(field, value)
+
+
+def _word(field: Field, value: Any) -> Any:
+    if not isinstance(value, str) or not (field.is_switch or field.choices):
+        return value
+    word = value.strip().lower()
+    return SWITCH.get(word, word) if field.is_switch else _SYNONYMS.get(field.name, {}).get(word, word)
 
 
 def _convert(field: Field, value: Any, source: str) -> Any:
     """Turn a raw value into the field's type; `source` names it in the error."""
-    if field.name in _SYNONYMS:
-        value = _translated(value, _SYNONYMS[field.name])
-    if field.is_list and isinstance(value, str):
-        value = [part.strip() for part in value.replace(";", ",").split(",") if part.strip()]
     try:
-        converted = msgspec.convert(value, field.type, strict=False, dec_hook=_decode)
+        converted = msgspec.convert(_parsed(field, value), field.type, strict=False, dec_hook=_decode)
     except msgspec.ValidationError as error:
         shown = "***" if isinstance(field.default, Secret) else repr(value)
-        raise ConfigError(f"{source} = {shown} is not valid: {error}") from error
+        takes = f" (it takes {', '.join(field.choices)})" if field.choices else ""
+        raise ConfigError(f"{source} = {shown} is not valid: {error}{takes}") from error
     valid, range_text = _RANGES.get(field.name, (None, ""))
     if valid and not valid(converted):
         raise ConfigError(f"{source} = {value!r} is out of range: it takes {range_text}")
@@ -218,7 +206,7 @@ def describe(config: Config) -> dict[str, dict[str, Any]]:
     """Return the effective tree for printing; secrets show as `***`."""
     return {
         section: {name: _printable(getattr(part, name)) for name in part.__slots__}
-        for section, part in ((s, getattr(config, s)) for s in _sections())
+        for section, part in ((s, getattr(config, s)) for s in sections())
     }
 
 

@@ -8,8 +8,11 @@ from typing import Any, Literal
 import platformdirs
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+ANY = "*"
+"""In a list of models: every one of the catalogue."""
 Dtype = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 BackendName = Literal["auto", "onnx", "torch", "ct2"]
+PoolingName = Literal["auto", "mean", "cls", "last_token", "splade"]
 
 
 class Secret(str):
@@ -31,31 +34,76 @@ class Secret(str):
         return "".join(self)
 
 
-def _setting(default: Any, help_text: str, *, env: tuple[str, ...] = ()) -> Any:
-    """Declare a field; `env` lists the names that other systems give it, beside its own `QUIVER_…`."""
-    return dataclasses.field(default=default, metadata={"help": help_text, "env": env})
+def _setting(default: Any, help_text: str, *, also: tuple[str, ...] = ()) -> Any:
+    """Declare a field; `also` is what other systems call it, beside its own `QUIVER_…` and `--…`.
+
+    NAME or --name   the same value
+    NAME:ms          in milliseconds
+    NAME=value       a switch that stands for a value
+    NAME+NAME        two lists, one put after the other
+    """
+    return dataclasses.field(default=default, metadata={"help": help_text, "also": also})
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
     """The listener, and what it refuses before anyone reads it."""
 
-    host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 for every interface.", env=("HOST", "HOSTNAME"))
-    port: int = _setting(8000, "TCP port to listen on.", env=("PORT",))
-    api_key: Secret = _setting(
-        Secret(""), "Key that every call but health checks must bring; empty: no key is asked for.", env=("API_KEY",)
+    host: str = _setting(
+        "127.0.0.1",
+        "Address to listen on; 0.0.0.0 for every interface.",
+        also=("HOST", "HOSTNAME", "INFERENCE_HOSTNAME", "INFINITY_HOST", "--hostname"),
     )
-    max_body_bytes: int = _setting(16 << 20, "Largest body of a request, in bytes; a larger one is answered 413.")
+    port: int = _setting(8000, "TCP port to listen on.", also=("PORT", "INFERENCE_PORT", "INFINITY_PORT", "-p"))
+    url_prefix: str = _setting(
+        "",
+        "Path that may stand before every route (/v1, or what a proxy leaves there); empty: none.",
+        also=("INFINITY_URL_PREFIX",),
+    )
+    api_key: Secret = _setting(
+        Secret(""),
+        "Key that every call but health checks must bring; empty: no key is asked for.",
+        also=("API_KEY", "INFINITY_API_KEY"),
+    )
+    max_body_bytes: int = _setting(
+        16 << 20,
+        "Largest body of a request, in bytes; a larger one is answered 413.",
+        also=("PAYLOAD_LIMIT", "--payload-limit"),
+    )
+    max_concurrent_requests: int = _setting(
+        0,
+        "Most requests that are at work at once; more wait for `queue_seconds`, and are then refused; 0: no bound.",
+        also=("MAX_CONCURRENT_REQUESTS", "INFERENCE_MAX_CONCURRENT_REQUESTS", "RUNPOD_MAX_CONCURRENCY"),
+    )
+    queue_seconds: float = _setting(
+        0.0,
+        "How long a request over `max_concurrent_requests` waits for its turn, in seconds; 0: not at all.",
+        also=("INFERENCE_QUEUE_TIMEOUT_MS:ms",),
+    )
     drain_seconds: float = _setting(30.0, "How long a stopping server lets running requests finish, in seconds.")
-    cors_origins: tuple[str, ...] = _setting((), "Origins that browsers may call from; empty: none.")
+    cors_origins: tuple[str, ...] = _setting(
+        (),
+        "Origins that browsers may call from, * for any; empty: none.",
+        also=(
+            "CORS_ALLOWED_ORIGINS",
+            "CORS_ALLOW_ORIGIN",
+            "INFINITY_PERMISSIVE_CORS=*",
+            "--cors-allow-origin",
+            "--permissive-cors=*",
+        ),
+    )
     root_dialects: tuple[str, ...] = _setting(
         (),
         "APIs that own the root's paths which they share with others, where a request itself does not tell; the first "
         "that claims a path gets it. Under its own prefix (/tei, /cohere, …) each API is always whole.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least level that is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", "Least level that is logged.", also=("LOG_LEVEL", "INFINITY_LOG_LEVEL")
+    )
     log_format: Literal["auto", "text", "json"] = _setting(
-        "auto", "How log lines look; auto: text at a terminal, JSON elsewhere."
+        "auto",
+        "How log lines look; auto: text at a terminal, JSON elsewhere.",
+        also=("LOG_FORMAT", "JSON_OUTPUT=json", "--json-output=json"),
     )
 
 
@@ -66,20 +114,44 @@ class ModelsConfig:
     model: tuple[str, ...] = _setting(
         (DEFAULT_MODEL,),
         "Model to serve: a hub id, an alias, or a local directory (starting with / or .). Repeat it for more; "
-        "the first answers requests that name none.",
-        env=("MODEL_ID", "MODEL_NAMES"),
+        "the first answers requests that name none. * lets a request name any model of the catalogue.",
+        also=(
+            "MODEL_ID",
+            "MODEL_NAMES",
+            "INFINITY_MODEL_ID",
+            "INFERENCE_ALLOWED_EMBEDDING_MODELS+INFERENCE_ALLOWED_RERANK_MODELS",
+            "--model-id",
+            "--model-name-or-path",
+        ),
+    )
+    revision: tuple[str, ...] = _setting(
+        (),
+        "Commit, tag or branch of the model's repository, instead of the one that the catalogue has. One for all "
+        "models, or one for each.",
+        also=("REVISION", "INFINITY_REVISION"),
     )
     backend: tuple[BackendName, ...] = _setting(
         ("auto",),
         "Runtime: onnx, torch (extra `torch`: GPUs) or ct2 (extra `ct2`); auto: torch where it finds a GPU, else onnx. "
         "One for all models, or one for each in their order.",
-        env=("BACKEND",),
+        also=("BACKEND", "INFINITY_ENGINE", "--engine"),
     )
     dtype: tuple[Dtype, ...] = _setting(
         ("auto",),
         "Arithmetic: float32, int8 (with a scale of its own for each token), on a GPU bfloat16 or float16; auto: the "
         "best that keeps the model's quality. One for all models, or one for each.",
-        env=("DTYPE", "DTYPES"),
+        also=("DTYPE", "DTYPES", "INFINITY_DTYPE"),
+    )
+    pooling: tuple[PoolingName, ...] = _setting(
+        ("auto",),
+        "How the tokens of a text become one vector, where it should not be the model's own way: mean, cls, last_token, "
+        "or splade for weights of words. One for all models, or one for each.",
+        also=("POOLING", "INFINITY_POOLING_METHOD", "--pooling-method"),
+    )
+    batch_inputs: tuple[int, ...] = _setting(
+        (),
+        "Most inputs in one forward pass; default: `batch_tokens` alone decides. One for all models, or one for each.",
+        also=("MAX_BATCH_REQUESTS", "BATCH_SIZES", "INFINITY_BATCH_SIZE", "--max-batch-requests", "--batch-size"),
     )
     onnx_file: tuple[str, ...] = _setting(
         (),
@@ -90,10 +162,10 @@ class ModelsConfig:
         (),
         "The model's own prompt that is put before each text of a request that names none (query, document, …). "
         "One for all models, or one for each.",
-        env=("DEFAULT_PROMPT_NAME",),
+        also=("DEFAULT_PROMPT_NAME",),
     )
     default_prompt: str = _setting(
-        "", "Text that is put before each text of a request that names no prompt.", env=("DEFAULT_PROMPT",)
+        "", "Text that is put before each text of a request that names no prompt.", also=("DEFAULT_PROMPT",)
     )
     allow_models: tuple[str, ...] = _setting(
         (),
@@ -116,11 +188,17 @@ class ModelsConfig:
         Path(platformdirs.user_data_dir("quiver")),
         "Directory of the server's state; a model in its models/ORG/NAME is taken before any other copy.",
     )
-    hub_endpoint: str = _setting("https://huggingface.co", "Hub to fetch models from.", env=("HF_ENDPOINT",))
-    hub_token: Secret = _setting(Secret(""), "Token for gated models.", env=("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
-    hub_offline: bool = _setting(False, "Never ask the hub; use what is on disk.", env=("HF_HUB_OFFLINE",))
+    hub_endpoint: str = _setting("https://huggingface.co", "Hub to fetch models from.", also=("HF_ENDPOINT",))
+    hub_token: Secret = _setting(
+        Secret(""),
+        "Token for gated models.",
+        also=("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN", "--hf-token", "--hf-api-token"),
+    )
+    hub_offline: bool = _setting(False, "Never ask the hub; use what is on disk.", also=("HF_HUB_OFFLINE",))
     hub_cache: Path | None = _setting(
-        None, "Directory of the hub's cache; default: where huggingface_hub keeps it.", env=("HF_HUB_CACHE",)
+        None,
+        "Directory of the hub's cache; default: where huggingface_hub keeps it.",
+        also=("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "--huggingface-hub-cache"),
     )
 
     def settings_of(self, name: str) -> "ModelSettings":
@@ -132,11 +210,18 @@ class ModelsConfig:
                 return given[self.model.index(name)] if name in self.model else None
             return given[0] if given else None
 
-        backend, dtype, onnx_file, prompt_name = map(value, PER_MODEL)
-        return ModelSettings(backend or "auto", dtype or "auto", onnx_file or None, prompt_name or None)
+        return ModelSettings(
+            backend=value("backend") or "auto",
+            dtype=value("dtype") or "auto",
+            onnx_file=value("onnx_file") or None,
+            prompt_name=value("default_prompt_name") or None,
+            revision=value("revision") or None,
+            pooling=value("pooling") or "auto",
+            batch_inputs=value("batch_inputs") or None,
+        )
 
 
-PER_MODEL = ("backend", "dtype", "onnx_file", "default_prompt_name")
+PER_MODEL = ("revision", "backend", "dtype", "pooling", "batch_inputs", "onnx_file", "default_prompt_name")
 """Settings with one value for all models, or one for each in their order."""
 
 
@@ -148,6 +233,9 @@ class ModelSettings:
     dtype: Dtype
     onnx_file: str | None
     prompt_name: str | None
+    revision: str | None = None
+    pooling: PoolingName = "auto"
+    batch_inputs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +244,24 @@ class EngineConfig:
 
     lanes: int = _setting(0, "Forward passes at a time; 0: as many as cores.")
     batch_tokens: int = _setting(
-        0, "Most tokens in one forward pass; 0: the backend's own measure (128 on a CPU). A longer input runs alone."
+        0,
+        "Most tokens in one forward pass; 0: as many as the backend does best with (224 on a CPU), and never "
+        "more. A longer input runs alone.",
+        also=("MAX_BATCH_TOKENS", "--max-batch-tokens"),
     )
     max_waiting_tokens: int = _setting(
         1_000_000, "Most tokens that may wait for a lane; more is refused with 429 and a time to come back."
     )
-    max_client_batch_size: int = _setting(2048, "Most inputs in one request.", env=("MAX_CLIENT_BATCH_SIZE",))
+    max_client_batch_size: int = _setting(
+        2048,
+        "Most inputs in one request.",
+        also=("MAX_CLIENT_BATCH_SIZE", "INFERENCE_MAX_BATCH_SIZE", "INFINITY_MAX_CLIENT_BATCH_SIZE"),
+    )
     timeout_seconds: float = _setting(120.0, "How long a request may take before it is answered 504, in seconds.")
     truncate: bool = _setting(
-        False, "Cut inputs that are longer than the model reads; false: refuse them.", env=("AUTO_TRUNCATE",)
+        False,
+        "Cut inputs that are longer than the model reads; false: refuse them.",
+        also=("AUTO_TRUNCATE", "--auto-truncate"),
     )
 
 

@@ -1,5 +1,6 @@
 """Inputs laid end to end: pure functions, no clock, no locks."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,10 +16,15 @@ class Budget:
     max_tokens: int
     padded: bool = False
     """The backend pads inside itself: a batch then costs its count times its longest input."""
+    max_inputs: int = sys.maxsize
 
     def fits(self, count: int, longest: int, total: int) -> bool:
         """Tell whether `count` inputs of `total` tokens, the longest of `longest`, are within the budget."""
-        return (count * longest if self.padded else total) <= self.max_tokens
+        return count <= self.max_inputs and (count * longest if self.padded else total) <= self.max_tokens
+
+    def is_full(self, count: int, total: int) -> bool:
+        """Tell whether not even the smallest input would fit to `count` of `total` tokens."""
+        return count >= self.max_inputs or total >= self.max_tokens
 
 
 def pack(encodings: Sequence[Encoding]) -> PackedBatch:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quiver.backends.sessions import cores
-from quiver.config import EngineConfig, ModelsConfig, ModelSettings
+from quiver.config import ANY, EngineConfig, ModelsConfig, ModelSettings
 from quiver.engine import model as models
 from quiver.engine.model import Model
 from quiver.engine.packing import Budget
@@ -33,11 +33,11 @@ from quiver.errors import (
 )
 from quiver.models.catalogue import Catalogue, ModelSpec
 from quiver.models.hub import Found, Progress, is_local, resolve
+from quiver.models.spec import with_pooling
 from quiver.telemetry.observer import Observer
 from quiver.types import FileProgress, ModelState, ModelStatus, Queue
 
 T = TypeVar("T")
-ANY = "*"
 RETRY_LOAD_SECONDS = 30.0
 """A model that could not be loaded is not tried again sooner."""
 
@@ -208,6 +208,7 @@ class Replicas:
 
         spec = self._catalogue.find(name)
         found = await _abandonable(partial(resolve, name, spec, self._models_config, note, settings.onnx_file))
+        found = replace(found, spec=with_pooling(found.spec, found.files, settings.pooling))
         if any(replica.model.spec.id == found.spec.id for replica in self.loaded):
             raise ConfigError(f"{name} is {found.spec.id}, which is served already: name each model once")
         return found
@@ -249,19 +250,23 @@ class Replicas:
         self, name: str, model: Model, *, batch_invariant: bool, num_bytes: int = 0, pinned: bool = True
     ) -> Replica:
         """Serve a loaded model from now on; `name` is what the configuration calls it."""
-        spec, backend = model.spec, model.backend
-        tokens = self._config.batch_tokens or backend.batch_tokens
+        spec, backend, settings = model.spec, model.backend, self._models_config.settings_of(name)
+        tokens = min(self._config.batch_tokens or backend.batch_tokens, backend.batch_tokens)
         scheduler = Scheduler(
             spec.id,
             model.compute,
             # Where this CPU's kernels let the company of an input show in its bits, each input runs alone.
-            budget=Budget(tokens if batch_invariant or not backend.exact else 1, padded=backend.padded),
+            budget=Budget(
+                tokens if batch_invariant or not backend.exact else 1,
+                padded=backend.padded,
+                max_inputs=settings.batch_inputs or sys.maxsize,
+            ),
             lanes=backend.lanes,
             max_waiting_tokens=self._config.max_waiting_tokens,
             observer=self._observer,
         )
         scheduler.fault.add_done_callback(self._on_fault)
-        replica = Replica(model, scheduler, self._models_config.settings_of(name), num_bytes, pinned)
+        replica = Replica(model, scheduler, settings, num_bytes, pinned)
         replica.last_used = time.monotonic()
         replica.unused.set()
         self._replicas[name] = replica

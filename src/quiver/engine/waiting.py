@@ -107,7 +107,7 @@ class Waiting:
         batch: list[Ticket] = []
         passed_over: list[Ticket] = []
         longest = total = 0
-        while self and len(passed_over) < MAX_PASSED_OVER and total < budget.max_tokens:
+        while self and len(passed_over) < MAX_PASSED_OVER and not budget.is_full(len(batch), total):
             ticket = self._next_turn().pop()
             self.num_inputs -= 1
             self.num_tokens -= len(ticket.encoding)

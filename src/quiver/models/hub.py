@@ -23,7 +23,7 @@ from quiver.models.spec import dense_folders, read_spec
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["Found", "ModelFiles", "Progress", "is_local", "resolve"]
+__all__ = ["Found", "ModelFiles", "Progress", "is_here", "is_local", "resolve"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TIMEOUT_SECONDS = 10.0
@@ -89,6 +89,12 @@ def resolve(
         snapshot = source.download(progress)
     found = _found(snapshot, spec, onnx_file)
     return replace(found, spec=replace(found.spec, revision=snapshot.root.name))
+
+
+def is_here(spec: ModelSpec, config: ModelsConfig) -> bool:
+    """Tell whether a model of the catalogue is on this machine already; asks no hub."""
+    source = _Source.of(spec.id, spec, config, None)
+    return bool(source.in_data_dir() or source.in_pack() or source.in_cache())
 
 
 def _found(files: ModelFiles, spec: ModelSpec | None, onnx_file: str | None) -> Found:
