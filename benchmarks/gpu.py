@@ -301,6 +301,8 @@ def show(report: dict[str, Any]) -> None:
     )
     if not report["is_gpu"]:
         console.print("[bold]This was no graphics card: the figures say that it runs, and nothing about one.[/]")
+        if torch.version.cuda is None:
+            console.print("This torch is built without CUDA: use a Python that has one with it.")
 
 
 if __name__ == "__main__":

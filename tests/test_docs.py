@@ -17,7 +17,15 @@ from quiver.config import Config, load
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-PAGES_WITH_EXAMPLES = ("README.md", "docs/openai.md")
+PAGES_WITH_EXAMPLES = (
+    "README.md",
+    "docs/cohere.md",
+    "docs/jina.md",
+    "docs/mixedbread.md",
+    "docs/openai.md",
+    "docs/voyage.md",
+    "docs/tei.md",
+)
 EXAMPLE = re.compile(
     r"^```(?P<language>sh|python)\n(?P<code>.*?)^```\n(?:\n```json\n(?P<reply>.*?)^```\n)?", re.MULTILINE | re.DOTALL
 )

@@ -56,6 +56,7 @@ ONE_THING = frozenset(
 
 A_DIALECT_SEES = frozenset(
     {
+        "quiver",  # its version
         "quiver.api.call",
         "quiver.api.documents",
         "quiver.api.runpod_worker",

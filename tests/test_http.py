@@ -155,7 +155,7 @@ async def test_the_openapi_document_is_valid_and_names_every_route():
         document = (await http.get("/openapi.json")).json()
     validate(document)
     assert document["openapi"].startswith("3.1")
-    operation = document["paths"]["/v1/embeddings"]["post"]
+    operation = document["paths"]["/openai/v1/embeddings"]["post"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
     assert set(document["components"]["schemas"][schema]["properties"]) >= {"input", "model", "dimensions"}
     assert {"/v1/models/{id}", "/health/ready", "/metrics"} <= set(document["paths"])

@@ -1,6 +1,7 @@
 """Jobs: each ends once, in its turn, and is known for a while."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -170,6 +171,25 @@ async def test_a_cancelled_job_stops(jobs):
     await next_one.begun.wait()
     assert running.was_cancelled
     assert not waiting.begun.is_set()
+
+
+async def test_work_that_does_not_heed_changes_nothing(jobs):
+    """A cancelled job stays cancelled, whatever its work still gives."""
+    begun, gone_on = asyncio.Event(), asyncio.Event()
+
+    async def stubborn():
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        gone_on.set()
+        return b"1"
+
+    jobs.submit("a", JobRequest(work=stubborn))
+    await begun.wait()
+    jobs.cancel("a")
+    await gone_on.wait()
+    await asyncio.sleep(0)
+    assert (jobs.get("a").state, jobs.get("a").output, jobs.counts.completed) == (JobState.CANCELLED, None, 0)
 
 
 async def test_a_job_that_has_ended_is_not_cancelled(jobs):

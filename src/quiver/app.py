@@ -12,7 +12,7 @@ import structlog
 
 from quiver.api.call import Dialect
 from quiver.api.cohere import COHERE
-from quiver.api.dispatch import Api
+from quiver.api.dispatch import Admission, Api
 from quiver.api.fastembed_query import FASTEMBED_QUERY
 from quiver.api.health import health_routes
 from quiver.api.http import HttpServer
@@ -76,7 +76,9 @@ def build(config: Config) -> App:
     service = Service(engine, observer)
     dialects = (*DIALECTS, docs_routes(DIALECTS, OPENAI))
     router = Router(dialects, SHARED, config.server.root_dialects)
-    return App(config, engine, service, Api(router, OPENAI, service, Gate(config.server.api_key), observer))
+    gate, limits = Gate(config.server.api_key), config.server
+    admission = Admission(max_requests=limits.max_concurrent_requests, wait_seconds=limits.queue_seconds)
+    return App(config, engine, service, Api(router, OPENAI, service, gate, observer, admission))
 
 
 async def serve(config: Config, progress: Progress) -> None:

@@ -1,13 +1,16 @@
 """Where every call arrives, whatever brought it: HTTP, a socket, a line of a file."""
 
+import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import structlog
 
-from quiver.api.call import Call, Dialect, Reply, refuse
+from quiver.api.call import Call, Dialect, Reply, Route, refuse
 from quiver.api.router import Router
-from quiver.errors import QuiverError
+from quiver.errors import Overloaded, QuiverError
 from quiver.gate import Gate
 from quiver.service import Service
 from quiver.telemetry.observer import Observer
@@ -16,15 +19,52 @@ from quiver.types import Caller, Timings
 log = structlog.get_logger(__name__)
 
 
+class Admission:
+    """Lets so many requests be at work at once; one more waits its turn for a while, and is then refused."""
+
+    def __init__(self, *, max_requests: int = 0, wait_seconds: float = 0.0) -> None:
+        self._max_requests = max_requests
+        self._wait_seconds = wait_seconds
+        self._places = asyncio.Semaphore(max_requests)
+
+    @asynccontextmanager
+    async def place(self, route: Route) -> AsyncIterator[None]:
+        """Hold a place while a request is at work; what only looks needs none. Raises `Overloaded`."""
+        if not self._max_requests or route.public or route.method != "POST":
+            yield
+            return
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise Overloaded(
+                f"{self._max_requests} requests are at work already: send fewer at a time",
+                retry_after_seconds=max(1.0, self._wait_seconds),
+            ) from error
+        try:
+            yield
+        finally:
+            self._places.release()
+
+
 class Api:
     """Every dialect behind one door."""
 
-    def __init__(self, router: Router, fallback: Dialect, service: Service, gate: Gate, observer: Observer) -> None:
+    def __init__(
+        self,
+        router: Router,
+        fallback: Dialect,
+        service: Service,
+        gate: Gate,
+        observer: Observer,
+        admission: Admission,
+    ) -> None:
         self._router = router
         self._fallback = fallback
         self._service = service
         self._gate = gate
         self._observer = observer
+        self._admission = admission
 
     async def receive(self, call: Call) -> Reply:
         """Answer a call; whatever happens, in the shape of the dialect that it was made in."""
@@ -34,7 +74,8 @@ class Api:
             dialect, route, params = self._router.find(call)
             template = route.path
             caller = Caller(call.peer) if route.public else self._gate.admit(call.headers, call.peer)
-            reply = await route.handler(self._service, replace(call, params=params, caller=caller))
+            async with self._admission.place(route):
+                reply = await route.handler(self._service, replace(call, params=params, caller=caller))
         except QuiverError as error:
             reply = refuse(dialect, error)
         except Exception:

@@ -19,6 +19,8 @@ class EmbedBody(msgspec.Struct, kw_only=True):
     normalize: bool | None = True
     model: str | None = None
     """Not its own: its servers have one model."""
+    truncate: bool | None = None
+    """Not its own: cut an over-long text instead of refusing it."""
 
 
 class EmbedReply(msgspec.Struct):
@@ -49,7 +51,12 @@ class ErrorReply(msgspec.Struct):
 async def embed(service: Service, call: Call) -> Reply:
     """Embed one text; to unit length, unless told otherwise."""
     body = decode_json(call, EmbedBody)
-    request = EmbedRequest(inputs=[body.text], model=body.model or None, normalize=body.normalize is not False)
+    request = EmbedRequest(
+        inputs=[body.text],
+        model=body.model or None,
+        truncate=body.truncate,
+        normalize=body.normalize is not False,
+    )
     embeddings = await service.embed(request, call.caller)
     usage, status = embeddings.usage, service.model(embeddings.model)
     fields = {

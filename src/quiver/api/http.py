@@ -35,9 +35,10 @@ class Disconnected(Exception):
 class HttpApp:
     """An ASGI application around an `Api`: reads bodies within the limit, and stops work that nobody waits for."""
 
-    def __init__(self, api: Api, *, max_body_bytes: int) -> None:
+    def __init__(self, api: Api, *, max_body_bytes: int, url_prefix: str = "") -> None:
         self._api = api
         self._max_body_bytes = max_body_bytes
+        self._url_prefix = url_prefix.rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -52,9 +53,13 @@ class HttpApp:
                 return
             peer = scope["client"][0] if scope.get("client") else "local"
             query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
-            call = Call(scope["method"], scope["path"], headers, body, query, peer)
+            call = Call(scope["method"], self._own_path(scope["path"]), headers, body, query, peer)
             reply = await _unless_disconnected(self._api.receive(call), receive)
             await _send(reply, _request_id(headers), send)
+
+    def _own_path(self, path: str) -> str:
+        """Leave out what stands before every route."""
+        return path.removeprefix(self._url_prefix) if path.startswith(f"{self._url_prefix}/") else path
 
     async def _read_body(self, headers: dict[str, str], receive: Receive) -> bytes:
         """Read the body, and no more of it than the limit; a chunked one is counted as it comes."""
@@ -132,7 +137,7 @@ class HttpServer(uvicorn.Server):
     """uvicorn on a socket that is bound at once, its signals left to the application."""
 
     def __init__(self, api: Api, config: ServerConfig) -> None:
-        app: ASGIApp = HttpApp(api, max_body_bytes=config.max_body_bytes)
+        app: ASGIApp = HttpApp(api, max_body_bytes=config.max_body_bytes, url_prefix=config.url_prefix)
         if config.cors_origins:
             app = CORSMiddleware(app, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"])
         super().__init__(

@@ -255,28 +255,24 @@ async def live(service: Service, call: Call) -> Reply:
 async def ready(service: Service, call: Call) -> Reply:
     """Tell whether a request would be answered now."""
     del call
-    is_ready = await _is_ready(service)
+    try:
+        await service.check_ready()
+        is_ready = True
+    except QuiverError:
+        is_ready = False
     reply = ReadyReply(_word(is_ready=is_ready), _has(service, "embed"), _has(service, "rerank"))
     return Reply(200 if is_ready else 503, msgspec.json.encode(reply))
 
 
 async def show_status(service: Service, call: Call) -> Reply:
-    """Tell the same with 200 in any case, and how much waits."""
+    """Tell at once, without a forward pass and with 200 in any case, how the server is and how much waits."""
     del call
-    word = _word(is_ready=await _is_ready(service))
+    word = _word(is_ready=not (service.stopping or service.is_loading() or service.fault()))
     depth = sum(service.queue(status.id).tokens for status in service.models())
     reply = StatusReply(
         word, _has(service, "embed"), _has(service, "rerank"), total_queue_depth=depth, gpu_vram_pressure=False
     )
     return Reply(200, msgspec.json.encode(reply))
-
-
-async def _is_ready(service: Service) -> bool:
-    try:
-        await service.check_ready()
-    except QuiverError:
-        return False
-    return True
 
 
 def _word(*, is_ready: bool) -> str:

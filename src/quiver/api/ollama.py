@@ -218,7 +218,7 @@ def _dimensions(service: Service, body: EmbedBody) -> int | None:
 async def embed_one(service: Service, call: Call) -> Reply:
     """Embed one text, without scaling its vector."""
     body = decode_json(call, EmbeddingsBody, any_media_type=True)
-    request = EmbedRequest(inputs=_inputs(body.prompt), model=_id(service, body.model), normalize=False)
+    request = EmbedRequest(inputs=_inputs(body.prompt), model=_id(service, body.model), truncate=True, normalize=False)
     with _asked_as(body.model):
         if not request.inputs:
             return await _load(service, request, EmbeddingsReply([]))

@@ -20,7 +20,7 @@ def has(*names: str) -> Condition:
 def says(name: str, pattern: bytes) -> Condition:
     """Tell by how the JSON of a field begins."""
     begins = re.compile(pattern)
-    return lambda _, keys: name in keys and begins.match(bytes(keys[name])) is not None
+    return lambda _, keys: name in keys and begins.match(keys[name]) is not None
 
 
 def asks(*names: str) -> Condition:

@@ -107,8 +107,9 @@ async def embed(service: Service, call: Call) -> Reply:
 
 def _inputs(given: str | Sequence[str]) -> Sequence[str]:
     inputs = [given] if isinstance(given, str) else given
-    if not inputs or not all(inputs):
-        raise Empty("an input is empty: send texts" if inputs else "inputs is empty: send at least one", param="inputs")
+    empty = next((f"inputs[{i}]" for i, text in enumerate(inputs) if not text), None if inputs else "inputs")
+    if empty:
+        raise Empty("there is nothing to embed: send a text", param=empty)
     return inputs
 
 

@@ -322,7 +322,6 @@ STATUSES: dict[type[QuiverError], int] = {
     Empty: 400,
     errors.WrongKind: 424,
     errors.EngineError: 424,
-    errors.LaneDied: 503,
 }
 _ERROR_TYPES: dict[type[QuiverError], str] = {
     errors.Refused: "Validation",

@@ -31,8 +31,8 @@ class Options(msgspec.Struct, kw_only=True):
     input_type: InputType | None = None
     output_dimension: Count | None = None
     output_dtype: Dtype | None = None
-    encoding_format: Literal["base64"] | None = None
-    """base64 holds numbers of the `output_dtype`, or bytes of its bits."""
+    encoding_format: Literal["base64", "float"] | None = None
+    """base64 holds numbers of the `output_dtype`, or bytes of its bits; `float`, as OpenAI's clients say, is None."""
 
 
 class EmbeddingsBody(Options, kw_only=True):
@@ -191,7 +191,7 @@ def _together(usages: Sequence[types.Usage]) -> types.Usage:
 
 def _items(vectors: Floats, options: Options) -> Sequence[dict[str, Any]]:
     numbers = as_numbers(vectors, options.output_dtype or "float")
-    forms = in_base64(numbers) if options.encoding_format else numbers
+    forms = in_base64(numbers) if options.encoding_format == "base64" else numbers
     return [{"object": "embedding", "embedding": vector, "index": i} for i, vector in enumerate(forms)]
 
 

@@ -165,9 +165,11 @@ _SYNONYMS: dict[str, dict[str, str]] = {
 
 def _parsed(field: Field, value: Any) -> Any:
     """Take text apart: a list at its commas, a switch and a choice by the word that stands there."""
-    if field.is_list and isinstance(value, str):
+    if not field.is_list:
+        return _word(field, value)
+    if isinstance(value, str):
         value = [part.strip() for part in re.split("[,;]", value) if part.strip()]
-    return [_word(field, part) for part in value] if isinstance(value, list | tuple) else _word(field, value)
+    return [_word(field, part) for part in (value if isinstance(value, list | tuple) else [value])]
 
 
 def _word(field: Field, value: Any) -> Any:
@@ -182,13 +184,17 @@ def _convert(field: Field, value: Any, source: str) -> Any:
     try:
         converted = msgspec.convert(_parsed(field, value), field.type, strict=False, dec_hook=_decode)
     except msgspec.ValidationError as error:
-        shown = "***" if isinstance(field.default, Secret) else repr(value)
-        takes = f" (it takes {', '.join(field.choices)})" if field.choices else ""
-        raise ConfigError(f"{source} = {shown} is not valid: {error}{takes}") from error
+        shown = "***" if isinstance(field.default, Secret) else _shown(value)
+        complaint = f"it takes {', '.join(field.choices)}" if field.choices else error
+        raise ConfigError(f"{source} = {shown} is not valid: {complaint}") from error
     valid, range_text = _RANGES.get(field.name, (None, ""))
     if valid and not valid(converted):
-        raise ConfigError(f"{source} = {value!r} is out of range: it takes {range_text}")
+        raise ConfigError(f"{source} = {_shown(value)} is out of range: it takes {range_text}")
     return converted
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(repr, value)) if isinstance(value, list | tuple) and value else repr(value)
 
 
 def _decode(wanted: type, value: Any) -> Any:

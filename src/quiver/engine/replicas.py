@@ -4,6 +4,7 @@ A model that loads never keeps requests for another one waiting: files are fetch
 """
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence

@@ -78,6 +78,8 @@ def resolve(
         raise LoadError(f"{onnx_file!r} is no ONNX file: give its path in the repository, such as {USUAL_GRAPHS[0]}")
     if is_local(name):
         return _found(_operators_directory(name), spec, onnx_file)
+    if spec and (revision := config.settings_of(name).revision):  # what is known of the catalogue's own ends here
+        spec = replace(spec, revision=revision, pack=None, sha256={}, golden=None)
     source = _Source.of(name, spec, config, onnx_file)
     if given := source.in_data_dir() or source.in_pack():
         source.verify(given)
@@ -142,10 +144,11 @@ class _Source:
                 f"{name!r} is no model: give a name of the catalogue, a hub id (ORG/NAME), "
                 "or a directory (starting with / or ./)"
             )
+        revision = config.settings_of(name).revision or "main"
         if spec is None:
-            return cls(name, repository, "main", None, {}, onnx_file, None, config)
+            return cls(name, repository, revision, None, {}, onnx_file, None, config)
         if is_copy:  # what the catalogue pins is of another repository
-            return cls(spec.id, repository, "main", None, {}, onnx_file, spec.dense, config)
+            return cls(spec.id, repository, revision, None, {}, onnx_file, spec.dense, config)
         graph = onnx_file or spec.onnx_file
         return cls(spec.id, repository, spec.revision, spec.pack, spec.sha256, graph, spec.dense, config)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from quiver.config import PoolingName
 from quiver.errors import LoadError
 from quiver.models.catalogue import ModelSpec
 from quiver.models.files import ModelFiles
@@ -51,7 +52,7 @@ def read_spec(model_id: str, files: ModelFiles) -> ModelSpec:
         prompts=_prompts(files),
     )
     if files.has("modules.json"):
-        return _with_modules(plain, files, config)
+        return _with_modules(plain, files)
     return _by_architecture(plain, files, config)
 
 
@@ -59,6 +60,15 @@ def dense_folders(files: ModelFiles) -> tuple[str, ...]:
     """List the folders of a model's layers behind the transformer, in order; raises `LoadError`."""
     steps = _modules(files) if files.has("modules.json") else []
     return tuple(folder for kind, folder in steps if kind == "Dense")
+
+
+def with_pooling(spec: ModelSpec, files: ModelFiles, pooling: PoolingName) -> ModelSpec:
+    """Return the spec with the operator's way of pooling, where it gives vectors: nothing else is pooled."""
+    if pooling in {"auto", spec.pooling} or spec.kind != "embed":
+        return spec
+    if pooling == "splade":
+        return replace(_sparse(spec, files), dense=(), matryoshka=(), golden=None)
+    return replace(spec, pooling=pooling, golden=None)
 
 
 # Without sentence-transformers files
@@ -122,7 +132,7 @@ def _colbert(plain: ModelSpec, files: ModelFiles) -> ModelSpec:
 # With sentence-transformers files
 
 
-def _with_modules(plain: ModelSpec, files: ModelFiles, config: Config) -> ModelSpec:
+def _with_modules(plain: ModelSpec, files: ModelFiles) -> ModelSpec:
     steps = _modules(files)
     match steps:
         case [("Transformer", ""), ("Pooling", folder), *rest] if _is_tail(rest):
@@ -130,7 +140,7 @@ def _with_modules(plain: ModelSpec, files: ModelFiles, config: Config) -> ModelS
         case [("Transformer", ""), ("Dense", _), *rest] if _is_tail(rest):
             return _late_interaction(plain, files)
         case [("MLMTransformer" | "Transformer", ""), ("SpladePooling", folder)]:
-            return _splade(plain, files, folder, config)
+            return _splade(plain, files, folder)
     chain = " → ".join(f"{kind} ({folder})" if folder else kind for kind, folder in steps)
     raise LoadError(
         f"{files.path('modules.json')} asks for {chain}, but only Transformer → Pooling → Normalize is supported, with "
@@ -199,13 +209,17 @@ def _width_behind(files: ModelFiles, width: int, given: str) -> int:
     return width
 
 
-def _splade(plain: ModelSpec, files: ModelFiles, folder: str, config: Config) -> ModelSpec:
+def _splade(plain: ModelSpec, files: ModelFiles, folder: str) -> ModelSpec:
     name = f"{folder}/config.json"
     pooling = files.json(name)
     strategy, function = pooling.get("pooling_strategy", "max"), pooling.get("activation_function", "relu")
     if (strategy, function) != ("max", "relu"):
         raise LoadError(f"{files.path(name)} pools by {strategy} of {function}, but only max of relu is supported")
-    words = _integer(config, "vocab_size")
+    return _sparse(plain, files)
+
+
+def _sparse(plain: ModelSpec, files: ModelFiles) -> ModelSpec:
+    words = _integer(files.json("config.json"), "vocab_size")
     if not words:
         raise LoadError(f"{files.path('config.json')} states no vocab_size, which a sparse model needs")
     return replace(plain, kind="sparse", pooling="cls", normalize=False, dimensions=words)

@@ -64,9 +64,7 @@ def _to_host(result: Tensor) -> Floats:
     if result.is_cuda:
         host = torch.empty(result.shape, dtype=torch.float32, pin_memory=True)
         host.copy_(result, non_blocking=True)
-        done = torch.cuda.Event()  # waits for this batch alone: another lane's may follow in the same stream
-        done.record()
-        done.synchronize()
+        torch.cuda.current_stream(result.device).record_event().synchronize()  # for this batch, not for the next lane's
         result = host
     array: Floats = result.numpy()
     return array

@@ -40,8 +40,8 @@ class Inputs:
     @classmethod
     def of(cls, batch: PackedBatch, device: str) -> Self:
         """Copy a batch to the device."""
-        ids, positions, type_ids = torch.from_numpy(np.stack([batch.ids, batch.positions, batch.type_ids])).to(device)
-        return cls(ids, positions, type_ids, torch.from_numpy(batch.cu_seqlens).to(device), batch.lengths.tolist())
+        ids, positions, type_ids = _to_device(np.stack([batch.ids, batch.positions, batch.type_ids]), device)
+        return cls(ids, positions, type_ids, _to_device(batch.cu_seqlens, device), batch.lengths.tolist())
 
     def real(self) -> Tensor:
         """(B, L): where a token stands, and no filling."""
@@ -121,6 +121,12 @@ class Trunk:
         spread = wanted.float().var(dim=0, correction=0).mean()
         limit = _MAX_ERROR if wanted.dtype == torch.float32 else _MAX_ERROR_IN_16_BITS
         return bool((error / spread).sqrt() <= limit)
+
+
+def _to_device(array: Ints, device: str) -> Tensor:
+    """Copy numbers, without waiting for what other lanes have given the device to do."""
+    tensor = torch.from_numpy(array)
+    return (tensor.pin_memory() if torch.device(device).type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def _first_position(model: Any) -> int:
