@@ -41,7 +41,7 @@ def run(*arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedPro
 class ServerProcess:
     """A server whose words on standard error are read as they come."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, **env: str) -> None:
         self.started = time.perf_counter()
         self.process = subprocess.Popen(  # noqa: S603  our own command
             [*QUIVER, "serve", "--port", "0", *arguments],
@@ -49,7 +49,7 @@ class ServerProcess:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env=clean_environment(),
+            env=clean_environment(**env),
         )
         self.lines: list[str] = []
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -106,9 +106,9 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def serving(*arguments: str) -> Iterator[ServerProcess]:
+def serving(*arguments: str, **env: str) -> Iterator[ServerProcess]:
     """Start a server on a free port of this machine; it is gone afterwards."""
-    server = ServerProcess(*arguments)
+    server = ServerProcess(*arguments, **env)
     try:
         yield server
     finally:

@@ -20,11 +20,17 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES_WITH_EXAMPLES = (
     "README.md",
     "docs/cohere.md",
+    "docs/fastembed_query.md",
+    "docs/inference_api.md",
+    "docs/infinity.md",
     "docs/jina.md",
     "docs/mixedbread.md",
+    "docs/ollama.md",
     "docs/openai.md",
-    "docs/voyage.md",
+    "docs/runpod.md",
+    "docs/s3_embedding.md",
     "docs/tei.md",
+    "docs/voyage.md",
 )
 EXAMPLE = re.compile(
     r"^```(?P<language>sh|python)\n(?P<code>.*?)^```\n(?:\n```json\n(?P<reply>.*?)^```\n)?", re.MULTILINE | re.DOTALL

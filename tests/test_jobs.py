@@ -173,7 +173,7 @@ async def test_a_cancelled_job_stops(jobs):
     assert not waiting.begun.is_set()
 
 
-async def test_work_that_does_not_heed_changes_nothing(jobs):
+async def test_work_that_does_not_heed_changes_nothing(jobs, capsys):
     """A cancelled job stays cancelled, whatever its work still gives."""
     begun, gone_on = asyncio.Event(), asyncio.Event()
 
@@ -190,6 +190,7 @@ async def test_work_that_does_not_heed_changes_nothing(jobs):
     await gone_on.wait()
     await asyncio.sleep(0)
     assert (jobs.get("a").state, jobs.get("a").output, jobs.counts.completed) == (JobState.CANCELLED, None, 0)
+    assert capsys.readouterr().out == ""
 
 
 async def test_a_job_that_has_ended_is_not_cancelled(jobs):
@@ -239,6 +240,17 @@ async def test_a_job_is_forgotten_in_time(jobs):
     with pytest.raises(UnknownJob):
         jobs.get("short")
     assert states(jobs, "long") == [JobState.COMPLETED]
+
+
+async def test_a_job_that_is_done_again_is_known_as_long_again(jobs):
+    """The time counts from its last end."""
+    jobs.submit("a", JobRequest(work=failing(InvalidInput("no")), keep_seconds=0.5))
+    await ended(jobs, "a")
+    await asyncio.sleep(0.3)
+    jobs.retry("a")
+    await ended(jobs, "a")
+    await asyncio.sleep(0.3)
+    assert states(jobs, "a") == [JobState.COMPLETED]
 
 
 async def test_what_ended_longest_ago_gives_way():

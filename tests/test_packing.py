@@ -65,6 +65,14 @@ def test_a_padded_backend_is_priced_by_its_longest_input(padded, fits):
     assert Budget(200, padded=padded).fits(11, 60, 160) is fits
 
 
+def test_a_batch_may_be_bounded_in_inputs_too():
+    """Two short inputs fit where two may, three do not, and with two it is full whatever tokens are left."""
+    budget = Budget(100, max_inputs=2)
+    assert [budget.fits(count, 1, count) for count in (1, 2, 3)] == [True, True, False]
+    assert [budget.is_full(count, count) for count in (0, 1, 2)] == [False, False, True]
+    assert [Budget(100).is_full(1, total) for total in (99, 100)] == [False, True]
+
+
 def unit_vectors(count=5, dimensions=48):
     """Make random unit vectors (count, dimensions)."""
     return normalise(np.random.default_rng(2).standard_normal((count, dimensions), np.float32))

@@ -24,14 +24,14 @@ POISON = 66
 class Lanes:
     """A scheduler over the hash backend whose batches wait at a gate until the test opens it."""
 
-    def __init__(self, *, lanes=1, budget=128, max_waiting_tokens=1_000_000, before=lambda _: None):
+    def __init__(self, *, lanes=1, budget=128, max_waiting_tokens=1_000_000, before=lambda _: None, **bounds):
         self.batches = []
         self.gate = threading.Event()
         self.busy = threading.Event()
         self._before = before
         model = hash_model(lanes=lanes, batch_tokens=budget, before=self._enter)
         self.scheduler = Scheduler(
-            "test", model.compute, budget=Budget(budget), lanes=lanes, max_waiting_tokens=max_waiting_tokens,
+            "test", model.compute, budget=Budget(budget, **bounds), lanes=lanes, max_waiting_tokens=max_waiting_tokens,
             observer=Observer(),
         )  # fmt: skip
 
@@ -96,6 +96,17 @@ async def test_a_batch_never_exceeds_the_budget_unless_one_input_does():
     assert sizes == [[3], [10, 15, 5, 5, 2], [20], [100], [39]]
 
 
+async def test_a_batch_never_has_more_inputs_than_it_may():
+    """Where their number is bounded, the next input leads the next batch, in order."""
+    async with Lanes(budget=40, max_inputs=2) as lanes:
+        tasks = await lanes.ask_behind_a_running_batch(encodings([1, 2, 30, 30, 5]))
+        lanes.gate.set()
+        await asyncio.gather(*tasks)
+
+    sizes = [[len(ids) for ids in batch] for batch in lanes.batches]
+    assert sizes == [[3], [1, 2], [30, 5], [30]]
+
+
 async def test_an_input_is_passed_over_by_one_batch_at_most():
     """One that does not fit lets smaller ones pass, and is then the first of the next batch, whatever arrives."""
     async with Lanes(budget=20) as lanes:
@@ -139,7 +150,12 @@ async def test_only_the_poisoned_input_fails():
 async def test_a_wrong_number_of_answers_is_an_error_for_all_inputs():
     """Another number of results than inputs reaches nobody as an answer."""
     scheduler = Scheduler(
-        "test", lambda _: np.ones((4, 4), np.float32), budget=Budget(128), lanes=1, max_waiting_tokens=100, observer=Observer()
+        "test",
+        lambda _: np.ones((4, 4), np.float32),
+        budget=Budget(128),
+        lanes=1,
+        max_waiting_tokens=100,
+        observer=Observer(),
     )
     with pytest.raises(InferenceFailed):
         await scheduler.submit(encodings([2, 2, 2]), caller=ALICE, priority=Priority.INTERACTIVE, timeout_seconds=5)

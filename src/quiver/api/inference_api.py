@@ -4,9 +4,10 @@ https://github.com/FishySoftware/semantic-explorer
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 
 from quiver.api.call import Call, Dialect, Reply, Route, decode_json, explain
 from quiver.api.vectors import in_form, write_array, write_object
@@ -78,9 +79,9 @@ class RankedDocument(msgspec.Struct):
     """One document in its place; a cross-encoder's score is its logit."""
 
     index: int
-    id: Id | msgspec.UnsetType
-    text: str
-    score: float | msgspec.UnsetType
+    id: Id | msgspec.UnsetType = msgspec.UNSET
+    text: str = ""
+    score: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class RerankReply(msgspec.Struct):
@@ -192,20 +193,24 @@ async def rerank(service: Service, call: Call) -> Reply:
         ranking = await service.rerank(request, call.caller)
     except InferenceFailed as error:
         raise RerankFailed(error.message) from error
-    results = [
-        _ranked(index, documents[index], msgspec.UNSET if body.return_scores is False else score)
-        for index, score in zip(ranking.order.tolist(), ranking.scores.tolist(), strict=True)
-    ]
+    ranked = list(zip(ranking.order.tolist(), ranking.scores, strict=True))
+    scored = body.return_scores is not False
+    fields = {
+        "results": await write_array(ranked, lambda _, pair: _ranked(documents, *pair, scored=scored)),
+        "model": body.model or ranking.model,
+    }
     return Reply(
         200,
-        msgspec.json.encode(RerankReply(results, body.model or ranking.model)),
+        write_object(fields),
         headers=_backpressure(service, ranking.model),
         timings=ranking.usage.timings,
     )
 
 
-def _ranked(index: int, document: Document, score: float | msgspec.UnsetType) -> RankedDocument:
-    return RankedDocument(index, msgspec.UNSET if document.id is None else document.id, document.text, score)
+def _ranked(documents: Sequence[Document], index: int, score: np.float32, *, scored: bool) -> dict[str, Any]:
+    document = documents[index]
+    name = {} if document.id is None else {"id": document.id}
+    return {"index": index, **name, "text": document.text, **({"score": score} if scored else {})}
 
 
 def _backpressure(service: Service, model: str) -> Mapping[str, str]:

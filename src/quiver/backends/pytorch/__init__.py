@@ -12,7 +12,6 @@ from quiver.models.catalogue import ModelSpec
 from quiver.models.files import ModelFiles
 
 DTYPES = ("float32", "float16", "bfloat16")
-_PACKAGES = ("torch", "transformers")
 
 
 def load(files: ModelFiles, spec: ModelSpec, *, dtype: str, lanes: int = 0, device: str | None = None) -> Backend:
@@ -30,7 +29,7 @@ def load(files: ModelFiles, spec: ModelSpec, *, dtype: str, lanes: int = 0, devi
 
 def has_gpu() -> bool:
     """Tell whether a graphics card can be used: there is one, and torch to use it with."""
-    return all(map(find_spec, _PACKAGES)) and best_device() != "cpu"
+    return _are_installed() and best_device() != "cpu"
 
 
 def best_device() -> str:
@@ -51,9 +50,12 @@ def best_dtype() -> Dtype:
 
 
 def _need_packages() -> None:
-    for package in _PACKAGES:
-        if find_spec(package) is None:
-            raise MissingExtra("torch", f"the backend torch (no package {package!r} is installed)")
+    if not _are_installed():
+        raise MissingExtra("torch", "the backend torch")
+
+
+def _are_installed() -> bool:
+    return all(map(find_spec, ("torch", "transformers")))
 
 
 def _load(files: ModelFiles, spec: ModelSpec, dtype: str, lanes: int, device: str) -> Backend:

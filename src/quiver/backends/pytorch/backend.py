@@ -13,8 +13,8 @@ CPU_BATCH_TOKENS = 224
 CUDA_BATCH_TOKENS = 16384
 """Should fill a card; not measured on one."""
 LANES = 2
-"""While the host pools one batch, the card computes the next. On two cores the second lane was worth 1.2 to 1.6 times
-the throughput: torch spreads a lane's products over all cores, but not what lies between them."""
+"""While the host pools one batch, the card computes the next. On two busy cores the second lane was worth a third or
+more of the throughput: torch spreads a product over all cores, but not what lies between two of them."""
 
 
 class TorchBackend:
