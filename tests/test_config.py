@@ -39,6 +39,7 @@ def sample(field):
         "default_prompt": ("query: ", "query: "),
         "allow_models": ("*", ("*",)),
         "url_prefix": ("/v1", "/v1"),
+        "served_model_name": ("mine", ("mine",)),
         "revision": ("v1.5", ("v1.5",)),
         "pooling": ("cls", ("cls",)),
         "batch_inputs": ("32", (32,)),

@@ -13,6 +13,7 @@ from fakes import LentBackend
 from quiver.engine.model import Model
 from quiver.engine.packing import Budget
 from quiver.engine.scheduler import Scheduler
+from quiver.engine.waiting import Capacity
 from quiver.models.weights import Weights
 from quiver.telemetry.observer import Observer
 from quiver.types import Caller, Encoding, Priority
@@ -35,7 +36,7 @@ async def in_company(model: Model, encodings, *, seed: int) -> np.ndarray:
         model.compute,
         budget=Budget(model.backend.batch_tokens),
         lanes=model.backend.lanes,
-        max_waiting_tokens=10_000_000,
+        capacity=Capacity(10_000_000),
         observer=Observer(),
     )
     rng = np.random.default_rng(seed)

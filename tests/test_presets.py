@@ -198,6 +198,7 @@ NAMES = {
         ("BACKEND", "optimum", "backend", ("onnx",)),
         ("DTYPES", "fp16", "dtype", ("float16",)),
         ("DTYPES", "fp8", "dtype", ("int8",)),
+        ("INFINITY_QUEUE_SIZE", "1000", "max_waiting_inputs", 1000),
         ("RUNPOD_MAX_CONCURRENCY", "10", "max_concurrent_requests", 10),
     ],
     "tei": [
@@ -206,12 +207,14 @@ NAMES = {
         ("DEFAULT_PROMPT", "query: ", "default_prompt", "query: "),
         ("HF_TOKEN", "token", "hub_token", "token"),
         ("HUGGINGFACE_HUB_CACHE", "somewhere", "hub_cache", "somewhere"),
+        ("SERVED_MODEL_NAME", "mine", "served_model_name", ("mine",)),
         ("PAYLOAD_LIMIT", "1000", "max_body_bytes", 1000),
         ("CORS_ALLOW_ORIGIN", "https://a.example", "cors_origins", ("https://a.example",)),
         ("LOG_LEVEL", "debug", "log_level", "debug"),
     ],
     "infinity": [
         ("INFINITY_MODEL_ID", "a/b;c/d;", "model", ("a/b", "c/d")),
+        ("INFINITY_SERVED_MODEL_NAME", "mine", "served_model_name", ("mine",)),
         ("INFINITY_BATCH_SIZE", "16;", "batch_inputs", (16,)),
         ("INFINITY_REVISION", "main", "revision", ("main",)),
         ("INFINITY_ENGINE", "torch", "backend", ("torch",)),

@@ -135,7 +135,7 @@ async def run_quiver(config: ModelsConfig) -> Ours:
     async with Engine(config, EngineConfig(), Catalogue.load(), Observer()) as engine:
         await engine.load(lambda *_: None)
         embeddings = await engine.embed(EmbedRequest(inputs=SENTENCES, truncate=True), CALLER)
-        encodings = engine.find(None).model.tokenizer.encode(SENTENCES, truncate=True)
+        encodings = engine.replicas.loaded[0].model.tokenizer.encode(SENTENCES, truncate=True)
     return Ours([encoding.ids.tolist() for encoding in encodings], embeddings.vectors)
 
 

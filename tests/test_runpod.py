@@ -133,6 +133,13 @@ async def test_a_reply_does_not_wait_for_ever(lane):
         assert (await get(parts, f"/status-sync/{reply['id']}"))["status"] == "COMPLETED"
 
 
+@pytest.mark.parametrize("wait", ["", "soon", "-5", "1e3", "9" * 5000, "0"])
+async def test_whatever_patience_is_said_a_job_that_is_done_is_answered(parts, wait):
+    """A time that is none, or out of bounds, is no reason to fail."""
+    status, reply = await ask(parts, "/runsync", {"input": {"input": "to be"}}, wait=wait)
+    assert (status, reply["status"]) == (200, "COMPLETED")
+
+
 async def test_a_client_that_leaves_takes_its_job_along(lane):
     """When /runsync's client has gone, what its job still has to compute is not computed."""
     async with assembled(lane.model()) as parts:

@@ -12,26 +12,27 @@ from hypothesis import strategies as st
 from fakes import HashBackend, encodings, hash_model, hash_vector
 from quiver.engine.packing import Budget
 from quiver.engine.scheduler import Scheduler
-from quiver.engine.waiting import Ticket, Turns, Waiting
+from quiver.engine.waiting import Capacity, Ticket, Turns, Waiting
 from quiver.errors import Closed, DeadlineExceeded, InferenceFailed, LaneDied, Overloaded
 from quiver.telemetry.observer import Observer
 from quiver.types import Caller, Encoding, Priority
 
 ALICE, BOB = Caller("alice"), Caller("bob")
 POISON = 66
+PLENTY = Capacity(1_000_000)
 
 
 class Lanes:
     """A scheduler over the hash backend whose batches wait at a gate until the test opens it."""
 
-    def __init__(self, *, lanes=1, budget=128, max_waiting_tokens=1_000_000, before=lambda _: None, **bounds):
+    def __init__(self, *, lanes=1, budget=128, capacity=PLENTY, before=lambda _: None, **bounds):
         self.batches = []
         self.gate = threading.Event()
         self.busy = threading.Event()
         self._before = before
         model = hash_model(lanes=lanes, batch_tokens=budget, before=self._enter)
         self.scheduler = Scheduler(
-            "test", model.compute, budget=Budget(budget, **bounds), lanes=lanes, max_waiting_tokens=max_waiting_tokens,
+            "test", model.compute, budget=Budget(budget, **bounds), lanes=lanes, capacity=capacity,
             observer=Observer(),
         )  # fmt: skip
 
@@ -154,7 +155,7 @@ async def test_a_wrong_number_of_answers_is_an_error_for_all_inputs():
         lambda _: np.ones((4, 4), np.float32),
         budget=Budget(128),
         lanes=1,
-        max_waiting_tokens=100,
+        capacity=Capacity(100),
         observer=Observer(),
     )
     with pytest.raises(InferenceFailed):
@@ -175,7 +176,7 @@ async def test_a_deadline_is_kept_and_late_work_is_not_done():
 
 async def test_overload_is_refused_at_once_and_whole():
     """A request that does not fit behind those that wait gets a time to come back; none of its inputs is taken."""
-    async with Lanes(max_waiting_tokens=100) as lanes:
+    async with Lanes(capacity=Capacity(100)) as lanes:
         tasks = await lanes.ask_behind_a_running_batch(encodings([60]))
         with pytest.raises(Overloaded) as refusal:
             await lanes.ask(encodings([20, 30]))
@@ -186,9 +187,19 @@ async def test_overload_is_refused_at_once_and_whole():
         assert lanes.scheduler.waiting_tokens == 0
 
 
+async def test_the_inputs_that_wait_may_be_bounded_too():
+    """Short inputs are refused by their number where their tokens would fit, and taken where nothing waits."""
+    async with Lanes(capacity=Capacity(100, inputs=2)) as lanes:
+        tasks = await lanes.ask_behind_a_running_batch(encodings([1, 1, 1]))
+        with pytest.raises(Overloaded):
+            await lanes.ask(encodings([1]))
+        lanes.gate.set()
+        await asyncio.gather(*tasks)
+
+
 async def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits():
     """The limit bounds waiting, not the size of one request."""
-    async with Lanes(max_waiting_tokens=10) as lanes:
+    async with Lanes(capacity=Capacity(10)) as lanes:
         lanes.gate.set()
         inputs = encodings([60])
         assert right(inputs, await lanes.ask(inputs))

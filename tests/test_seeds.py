@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 
 import numpy as np
@@ -175,14 +176,12 @@ WHOSE = [
     ("/api/embed", {"model": "m", "input": ["a"]}, ("inference_api",), "inference_api"),
     ("/api/embed", {"model": "m", "input": ["a"]}, ("openai", "ollama", "inference_api"), "ollama"),
     ("/api/embed", {"model": "m", "input": "a", "truncate": True}, ("inference_api",), "ollama"),
-    ("/api/embed", {"model": "m", "text": "a"}, (), "inference_api"),
     ("/api/embed", {"model": "m", "text": "a"}, ("ollama",), "inference_api"),
     ("/api/embed", {}, (), "ollama"),
     ("/api/embed", {}, ("inference_api",), "inference_api"),
     ("/api/embed/batch", {"texts": ["a"]}, (), "inference_api"),
     ("/api/embeddings", {"prompt": "a"}, (), "ollama"),
     ("/api/v1/embed", {"inputs": "a"}, (), "s3_embedding"),
-    ("/v1/embed", {"text": "a"}, (), "fastembed_query"),
     ("/v1/embed", {"text": "a"}, ("cohere",), "fastembed_query"),
     ("/v1/embed", {"texts": ["a"]}, ("fastembed_query",), "cohere"),
     ("/v1/embed", {}, (), "cohere"),
@@ -344,6 +343,14 @@ async def test_probes_fail_once_a_lane_has_died():
 def test_a_duration_has_the_unit_that_fits(seconds, text):
     """As Rust writes it, to three digits behind the point."""
     assert with_unit(seconds) == text
+
+
+async def test_inference_is_the_time_in_the_model():
+    """A forward pass of 50 ms shows there, and not in another stage."""
+    async with assembled(fake_model(HashBackend(before=lambda _: threading.Event().wait(0.05)))) as parts:
+        _, reply = await ask(parts, "/api/v1/embed", {"inputs": "a"})
+    amount, unit = re.fullmatch(r"([\d.]+)(\D+)", reply["timings"]["inference"]).groups()
+    assert float(amount) * {"ms": 1e-3, "s": 1}[unit] >= 0.05
 
 
 async def test_more_texts_than_a_request_may_bring_are_413():

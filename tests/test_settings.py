@@ -194,6 +194,19 @@ def test_only_vectors_are_pooled(tmp_path):
     assert with_pooling(reranker, ModelFiles(tmp_path, "acme/tiny"), "mean") is reranker
 
 
+async def test_the_operator_may_name_a_model(bert):
+    """It is listed and answers under the chosen name, still answers to its own, and stays what it is."""
+    models = ModelsConfig(model=(str(bert),), served_model_name=("our-model",))
+    engine = app.build(Config(models=models)).engine
+    async with engine:
+        assert [status.id for status in engine.replicas.statuses] == ["our-model"]
+        await engine.load(lambda *_: None)
+        for name in (None, "our-model", "OUR-MODEL", "tiny"):
+            request = EmbedRequest(inputs=TEXTS, model=name)
+            assert (await engine.embed(request, Caller("test"))).model == "our-model"
+        assert [status.id for status in engine.replicas.statuses] == ["our-model"]
+
+
 def test_the_operator_may_choose_the_revision(tmp_path, monkeypatch):
     """A commit's files are served, with no hash of the catalogue's own commit held against them."""
     with beside_a_hub(tmp_path, monkeypatch) as machine:

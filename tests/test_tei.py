@@ -433,7 +433,8 @@ async def test_the_key_is_asked_for_but_by_probes():
 async def test_info_tells_the_settings():
     """What is configured is what is said, and what is said holds."""
     engine = EngineConfig(max_client_batch_size=32, max_waiting_tokens=5120, batch_tokens=1024, truncate=True)
-    async with assembled(fake_model(HashBackend(), revision="0d124dc", pooling="last_token"), engine=engine) as parts:
+    model = fake_model(HashBackend(batch_tokens=2048), revision="0d124dc", pooling="last_token")
+    async with assembled(model, engine=engine) as parts:
         info = json.loads((await send(parts, "/info", method="GET")).body)
         assert (await send(parts, "/embed", {"inputs": "a" * 600})).status == 200
     assert info["model_sha"] == "0d124dc"

@@ -4,6 +4,7 @@ A table stands between `<!-- generated: NAME -->` and `<!-- end -->`; all else o
 table has a page: a new dialect cannot be mounted and left undocumented.
 """
 
+import ast
 import inspect
 import json
 import re
@@ -28,6 +29,7 @@ from quiver.types import Kind
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- generated: "
 MARKED = re.compile(rf"({BEGIN}(?P<name>[^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+CLIENT_TESTS: Mapping[str, str] = {"make test": "tests/test_clients.py", "make test-clients": "tests/clients/test_*.py"}
 DIALECTS = (*app.DIALECTS, docs_routes(app.DIALECTS, OPENAI))
 
 
@@ -164,12 +166,40 @@ def metrics_table() -> str:
     return table(["metric", "type", "meaning"], ([code([name]), kinds[name], about] for name, about in helps))
 
 
+def clients_table() -> str:
+    """List the clients with those calls that a test makes, and the target that runs it."""
+    pinned = (ROOT / "constraints.txt", *(ROOT / "tests" / "clients").glob("requirements-*.txt"))
+    versions = dict(re.findall(r"^(\S+)==(\S+)$", "\n".join(map(_read, pinned)), re.MULTILINE))
+    rows = []
+    for target, files in CLIENT_TESTS.items():
+        calls: dict[str, dict[str, None]] = {}
+        for package, *made in (mark for file in sorted(ROOT.glob(files)) for mark in _client_marks(_read(file))):
+            calls.setdefault(package, {}).update(dict.fromkeys(made))
+        if unpinned := sorted(set(calls) - set(versions)):
+            raise StaleDocs(f"no version of {unpinned[0]!r} is pinned, in constraints.txt or tests/clients/")
+        rows += [[code([name]), versions[name], code(calls[name]), "yes", code([target])] for name in sorted(calls)]
+    return table(["client", "version", "calls", "works", "tried by"], rows)
+
+
+def _client_marks(source: str) -> Iterator[list[str]]:
+    """Yield the words of each `@pytest.mark.client("package", "call", …)`, without importing any client."""
+    for node in ast.walk(ast.parse(source)):
+        for mark in node.decorator_list if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else ():
+            if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.client":
+                yield [ast.literal_eval(word) for word in mark.args]
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
 def all_tables() -> Mapping[str, str]:
     """Write every table; return them by name."""
     sections = dict.fromkeys(field.section for field in config.FIELDS.values())
     return {
         **{f"settings {section}": settings_table(section) for section in sections},
         **{f"routes {d.name}": routes_table(d) for d in DIALECTS},
+        "clients": clients_table(),
         "commands": commands_list(),
         "models": models_list(),
         "errors": errors_table(),

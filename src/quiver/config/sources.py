@@ -136,6 +136,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_tokens": (lambda value: value >= 0, "0 or more"),
     "max_body_bytes": (lambda value: value > 0, "more than 0"),
     "max_waiting_tokens": (lambda value: value > 0, "more than 0"),
+    "max_waiting_inputs": (lambda value: value >= 0, "0 or more"),
     "max_client_batch_size": (lambda value: value > 0, "more than 0"),
     "timeout_seconds": (lambda value: value > 0, "more than 0"),
     "drain_seconds": (lambda value: value >= 0, "0 or more"),

@@ -124,6 +124,11 @@ class ModelsConfig:
             "--model-name-or-path",
         ),
     )
+    served_model_name: tuple[str, ...] = _setting(
+        (),
+        "What the model is called here, beside its own name; with several models, one for each.",
+        also=("SERVED_MODEL_NAME", "INFINITY_SERVED_MODEL_NAME"),
+    )
     revision: tuple[str, ...] = _setting(
         (),
         "Commit, tag or branch of the model's repository, instead of the one that the catalogue has. One for all "
@@ -218,10 +223,20 @@ class ModelsConfig:
             revision=value("revision") or None,
             pooling=value("pooling") or "auto",
             batch_inputs=value("batch_inputs") or None,
+            served_name=(value("served_model_name") or None) if name in self.model else None,
         )
 
 
-PER_MODEL = ("revision", "backend", "dtype", "pooling", "batch_inputs", "onnx_file", "default_prompt_name")
+PER_MODEL = (
+    "served_model_name",
+    "revision",
+    "backend",
+    "dtype",
+    "pooling",
+    "batch_inputs",
+    "onnx_file",
+    "default_prompt_name",
+)
 """Settings with one value for all models, or one for each in their order."""
 
 
@@ -236,6 +251,7 @@ class ModelSettings:
     revision: str | None = None
     pooling: PoolingName = "auto"
     batch_inputs: int | None = None
+    served_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +267,11 @@ class EngineConfig:
     )
     max_waiting_tokens: int = _setting(
         1_000_000, "Most tokens that may wait for a lane; more is refused with 429 and a time to come back."
+    )
+    max_waiting_inputs: int = _setting(
+        0,
+        "Most inputs that may wait for a lane, besides; 0: their tokens alone are counted.",
+        also=("INFINITY_QUEUE_SIZE",),
     )
     max_client_batch_size: int = _setting(
         2048,

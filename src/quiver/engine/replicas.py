@@ -21,6 +21,7 @@ from quiver.engine import model as models
 from quiver.engine.model import Model
 from quiver.engine.packing import Budget
 from quiver.engine.scheduler import Scheduler
+from quiver.engine.waiting import Capacity
 from quiver.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -88,8 +89,10 @@ class Replicas:
 
     def _offer(self, name: str) -> bool:
         """Let a model be asked for by its name, and by what the catalogue calls it; tell whether it is a new one."""
-        spec = self._catalogue.find(name)
+        spec, chosen = self._catalogue.find(name), self._models_config.settings_of(name).served_name
         status = _known(spec) if spec else ModelStatus(id=_id_of(name), state=ModelState.AVAILABLE)
+        if chosen:
+            status = replace(status, id=chosen, aliases=(*status.aliases, status.id))
         if status.id in (known.id for known in self._statuses.values()):
             return False
         self._statuses[name] = status
@@ -209,7 +212,10 @@ class Replicas:
 
         spec = self._catalogue.find(name)
         found = await _abandonable(partial(resolve, name, spec, self._models_config, note, settings.onnx_file))
-        found = replace(found, spec=with_pooling(found.spec, found.files, settings.pooling))
+        served = with_pooling(found.spec, found.files, settings.pooling)
+        if settings.served_name:
+            served = replace(served, id=settings.served_name, aliases=(*served.aliases, served.id))
+        found = replace(found, spec=served)
         if any(replica.model.spec.id == found.spec.id for replica in self.loaded):
             raise ConfigError(f"{name} is {found.spec.id}, which is served already: name each model once")
         return found
@@ -263,7 +269,7 @@ class Replicas:
                 max_inputs=settings.batch_inputs or sys.maxsize,
             ),
             lanes=backend.lanes,
-            max_waiting_tokens=self._config.max_waiting_tokens,
+            capacity=Capacity(self._config.max_waiting_tokens, self._config.max_waiting_inputs or sys.maxsize),
             observer=self._observer,
         )
         scheduler.fault.add_done_callback(self._on_fault)

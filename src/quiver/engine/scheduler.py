@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from quiver.engine.packing import Budget
-from quiver.engine.waiting import Ticket, Waiting
+from quiver.engine.waiting import Capacity, Ticket, Waiting
 from quiver.errors import Closed, DeadlineExceeded, EngineError, InferenceFailed, LaneDied, Overloaded, QuiverError
 from quiver.telemetry.observer import Observer
 from quiver.types import Caller, Encoding, Floats, Priority, Queue, Results
@@ -32,12 +32,12 @@ class Scheduler:
     """Owns the waiting tickets and the lanes of one model; made and used on one event loop."""
 
     def __init__(
-        self, name: str, compute: Compute, *, budget: Budget, lanes: int, max_waiting_tokens: int, observer: Observer
+        self, name: str, compute: Compute, *, budget: Budget, lanes: int, capacity: Capacity, observer: Observer
     ) -> None:
         self._name = name
         self._compute = compute
         self.budget = budget
-        self._max_waiting_tokens = max_waiting_tokens
+        self._capacity = capacity
         self._observer = observer
         self._loop = asyncio.get_running_loop()
         self._request_ids = itertools.count()
@@ -65,7 +65,7 @@ class Scheduler:
         """What waits, and for how long."""
         waiting = self._waiting
         seconds = waiting.num_tokens / self._tokens_per_second
-        return Queue(waiting.num_inputs, waiting.num_tokens, self._max_waiting_tokens, seconds)
+        return Queue(waiting.num_inputs, waiting.num_tokens, self._capacity.tokens, seconds)
 
     @property
     def died(self) -> EngineError | None:
@@ -106,7 +106,7 @@ class Scheduler:
             if self._closed:
                 raise Closed("the server is stopping")
             waiting, asked = self._waiting.num_tokens, sum(len(ticket.encoding) for ticket in tickets)
-            if waiting and waiting + asked > self._max_waiting_tokens:
+            if not self._waiting.has_room(len(tickets), asked, self._capacity):
                 seconds = waiting / self._tokens_per_second
                 raise Overloaded(
                     f"{waiting} tokens are waiting already; come back in {seconds:.1f} s", retry_after_seconds=seconds

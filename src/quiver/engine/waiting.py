@@ -4,6 +4,7 @@ So no caller starves another, and a request of two thousand inputs lets another'
 """
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -34,6 +35,14 @@ class Ticket:
     def abandoned(self) -> bool:
         """Nobody waits for it any more: its client has gone, or its time has run out."""
         return self.future.done()
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How much may wait."""
+
+    tokens: int
+    inputs: int = sys.maxsize
 
 
 class Turns(Generic[T]):
@@ -97,6 +106,11 @@ class Waiting:
         self._turns[ticket.priority].push(ticket, ticket.caller, ticket.request)
         self.num_inputs += 1
         self.num_tokens += len(ticket.encoding)
+
+    def has_room(self, inputs: int, tokens: int, capacity: Capacity) -> bool:
+        """Tell whether so much more may wait; where nothing waits, any request may."""
+        fits = self.num_tokens + tokens <= capacity.tokens and self.num_inputs + inputs <= capacity.inputs
+        return fits or not self.num_inputs
 
     def take_batch(self, budget: Budget) -> list[Ticket]:
         """Pop tickets in turn, to the budget; the first always fits. Drop abandoned ones.
