@@ -56,7 +56,7 @@ async def assembled(
     `models` are settings of that section, `sections` whole sections of the configuration.
     """
     model = model or hash_model()
-    config = Config(**sections, models=ModelsConfig(model=(model.spec.id,), **(models or {})))
+    config = Config(**sections, models=ModelsConfig(**{"model": (model.spec.id,), **(models or {})}))
     parts = app.build(config)
     async with parts.engine, parts.service.jobs:
         parts.engine.replicas.add(model.spec.id, model, batch_invariant=True)

@@ -260,3 +260,41 @@ def test_models_settings_are_one_for_all_or_one_for_each():
     assert [config.settings_of(name).dtype for name in config.model] == ["int8", "float32"]
     assert [config.settings_of(name).backend for name in config.model] == ["onnx", "onnx"]
     assert config.settings_of("c/c").dtype == "auto"
+
+
+async def test_a_request_that_names_no_model_gets_one_of_the_right_kind():
+    """Where an embedder and a reranker are served, each verb finds its own; a name still counts more."""
+    reranker = fake_model(LogitBackend(), id="test/judge", aliases=("judge",), kind="rerank", dimensions=1)
+    async with assembled(models={"model": ("test/hash", "judge")}) as parts:
+        parts.engine.replicas.add("judge", reranker, batch_invariant=True)
+        assert (await embed(parts, "a dog")).model == "test/hash"
+        assert (await rerank(parts, "a dog", DOCUMENTS)).model == "test/judge"
+        assert (await rerank(parts, "a dog", DOCUMENTS, model="hash")).model == "test/hash"
+
+
+async def test_late_chunking_reads_all_texts_as_one():
+    """Each vector is the mean of its own text's tokens, of unit length, after all texts went through the model together."""
+    batches = []
+    model = fake_model(TokenBackend(before=lambda batch: batches.append(batch.ids.tolist())), normalize=True)
+    async with assembled(model) as parts:
+        embeddings = await embed(parts, "ab", "c", "dde", late_chunking=True)
+        with pytest.raises(InvalidInput, match="input 1 is empty"):
+            await embed(parts, "ab", "", late_chunking=True)
+        with pytest.raises(TooLong, match="together"):
+            await embed(parts, "a" * 300, "b" * 300, late_chunking=True)
+    means = [np.mean([hashed(c) for c in text], axis=0) for text in ("ab", "c", "dde")]
+    assert batches == [ids_of("abcdde").tolist()]
+    assert embeddings.usage.num_tokens == 6
+    np.testing.assert_allclose(embeddings.vectors, [m / np.linalg.norm(m) for m in means], atol=1e-6)
+
+
+@pytest.mark.parametrize("normalises", [True, False])
+@pytest.mark.parametrize("asked", [True, False, None])
+async def test_the_length_of_a_vector_is_what_was_asked_for(normalises, asked):
+    """A request may have vectors scaled or left alone, whatever the model's own pipeline does."""
+    backend = LogitBackend(labels=8)  # its vectors are not of unit length
+    async with assembled(fake_model(backend, normalize=normalises, dimensions=8)) as parts:
+        vector = (await embed(parts, "a dog", normalize=asked)).vectors[0]
+    raw = 6 * hashed("a dog")[:8]
+    wanted = raw / np.linalg.norm(raw) if (normalises if asked is None else asked) else raw
+    np.testing.assert_allclose(vector, wanted, rtol=1e-5)

@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from quiver.api.call import Dialect, Route, status_of
 from quiver.api.openai import OPENAI
 from quiver.api.openapi import docs_routes
 from quiver.cli import cli
-from quiver.config import Field
+from quiver.config import Alias, Field
 from quiver.errors import QuiverError, SetupError
 from quiver.models.catalogue import Catalogue, ModelSpec
 from quiver.telemetry.observer import Observer
@@ -51,10 +52,19 @@ def code(words: Iterable[str]) -> str:
 def settings_table(section: str) -> str:
     """List the settings of one section."""
     fields = (field for field in config.FIELDS.values() if field.section == section)
-    rows = (
-        [code([f.name]), code(f.env_names), code([*f.flags, *f.other_flags]), _default(f), _meaning(f)] for f in fields
-    )
+    rows = ([code([f.name]), _names(f.env), _names(f.cli), _default(f), _meaning(f)] for f in fields)
     return table(["key", "environment", "flag", "default", "meaning"], rows)
+
+
+def _names(aliases: Iterable[Alias]) -> str:
+    return ", ".join(" and ".join(f"`{name}`" for name in alias.names) + _reading(alias) for alias in aliases)
+
+
+def _reading(alias: Alias) -> str:
+    """Say how a name is read where it does not hold the same value."""
+    if alias.stands_for:
+        return f" (on: `{alias.stands_for}`)"
+    return " (milliseconds)" if alias.unit else ""
 
 
 def _default(field: Field) -> str:
@@ -68,6 +78,22 @@ def _default(field: Field) -> str:
 
 def _meaning(field: Field) -> str:
     return f"{field.help} One of {code(field.choices)}." if field.choices else field.help
+
+
+def presets_table() -> str:
+    """List the presets: what each is for, and all that it sets."""
+    return table(["preset", "stands in for", "settings"], map(_preset, sorted(config.PRESETS.glob("*.toml"))))
+
+
+def _preset(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    sections = tomllib.loads(text).values()
+    values = (f"`{name}` {_value(value)}" for section in sections for name, value in section.items())
+    return [code([path.stem]), text.partition("\n")[0].removeprefix("# ").rstrip("."), "<br>".join(values)]
+
+
+def _value(value: Any) -> str:
+    return code(json.dumps(part).strip('"') for part in (value if isinstance(value, list) else [value]))
 
 
 def commands_list() -> str:
@@ -200,6 +226,7 @@ def all_tables() -> Mapping[str, str]:
         **{f"settings {section}": settings_table(section) for section in sections},
         **{f"routes {d.name}": routes_table(d) for d in DIALECTS},
         "clients": clients_table(),
+        "presets": presets_table(),
         "commands": commands_list(),
         "models": models_list(),
         "errors": errors_table(),

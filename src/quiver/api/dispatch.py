@@ -69,7 +69,7 @@ class Api:
     async def receive(self, call: Call) -> Reply:
         """Answer a call; whatever happens, in the shape of the dialect that it was made in."""
         start = time.perf_counter()
-        dialect, template = self._fallback, "unmatched"
+        dialect, template = self._router.owner(call.path) or self._fallback, "unmatched"
         try:
             dialect, route, params = self._router.find(call)
             template = route.path

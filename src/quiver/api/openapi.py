@@ -46,6 +46,7 @@ def docs_routes(dialects: Sequence[Dialect], shape: Dialect) -> Dialect:
         name="docs",
         routes=[
             Route("GET", "/openapi.json", show_document, "This document", public=True),
+            Route("GET", "/api/openapi.json", show_document, "This document", public=True),
             Route("GET", "/docs", show_page, "Swagger UI", public=True),
             Route("GET", "/swagger-ui", show_page, "Swagger UI", public=True),
             Route("GET", "/swagger-ui/{file}", show_asset, "A file of Swagger UI", public=True),

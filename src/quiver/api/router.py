@@ -39,6 +39,7 @@ class Router:
         self._preferred = preferred
         self._fixed: dict[str, dict[str, list[Claim]]] = {}
         self._patterns: list[tuple[re.Pattern[str], dict[str, list[Claim]]]] = []
+        self._by_prefix = {dialect.name: dialect for dialect in dialects if dialect.has_prefix}
         _check_names(dialects, shared, preferred)
         templates: dict[str, dict[str, list[Claim]]] = {}
         for path, dialect, route in mounted(dialects):
@@ -58,6 +59,10 @@ class Router:
                 raise ConfigError(
                     f"{' and '.join(names)} all claim {method} {path}, and nothing tells them apart: a bug"
                 )
+
+    def owner(self, path: str) -> Dialect | None:
+        """Return the dialect under whose prefix a path lies, whether or not there is something."""
+        return self._by_prefix.get(path.split("/", 2)[1] if "/" in path else "")
 
     def find(self, call: Call) -> tuple[Dialect, Route, Mapping[str, str]]:
         """Return the route and what its template matched. Raises `UnknownRoute` or `WrongMethod`."""

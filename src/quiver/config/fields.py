@@ -96,6 +96,11 @@ class Field:
         return (self.flag, f"--no-{self.flag[2:]}") if self.is_switch else (self.flag,)
 
     @property
+    def cli(self) -> tuple[Alias, ...]:
+        """What the command line may call it, our own names first."""
+        return (*(Alias((name,)) for name in self.flags), *(alias for alias in self.aliases if alias.is_flag))
+
+    @property
     def other_flags(self) -> tuple[str, ...]:
         """What other systems call it on the command line."""
         return tuple(name for alias in self.aliases if alias.is_flag for name in alias.names)

@@ -66,7 +66,7 @@ class Engine:
 
     async def embed(self, request: EmbedRequest, caller: Caller) -> Embeddings:
         """Turn inputs into vectors, in order."""
-        async with self._lease(request) as replica:
+        async with self._lease(request, "embed") as replica:
             spec = _require(replica, "embed")
             self._runner.check_count(len(request.inputs), "input")
             _check_dimensions(request.dimensions, spec)
@@ -86,7 +86,7 @@ class Engine:
 
     async def embed_tokens(self, request: EmbedRequest, caller: Caller) -> TokenEmbeddings:
         """Turn each token of the inputs into a vector: of an embedding model, its hidden state as it is."""
-        async with self._lease(request) as replica:
+        async with self._lease(request, "embed", "multi_vector") as replica:
             spec = _require(replica, "embed", "multi_vector")
             _require_token_vectors(replica)
             self._runner.check_count(len(request.inputs), "input")
@@ -96,7 +96,7 @@ class Engine:
 
     async def embed_sparse(self, request: EmbedRequest, caller: Caller) -> SparseEmbeddings:
         """Turn inputs into weights of the words that they are about."""
-        async with self._lease(request) as replica:
+        async with self._lease(request, "sparse") as replica:
             spec = _require(replica, "sparse")
             self._runner.check_count(len(request.inputs), "input")
             form = Form(self._prompt(request, replica))
@@ -105,7 +105,7 @@ class Engine:
 
     async def classify(self, request: ClassifyRequest, caller: Caller) -> Classification:
         """Give each input a score for each label."""
-        async with self._lease(request) as replica:
+        async with self._lease(request, "classify", "rerank") as replica:
             spec = _require(replica, "classify", "rerank")
             self._runner.check_count(len(request.inputs), "input")
             computed = await self._runner.run(replica, request, request.inputs, caller)
@@ -117,8 +117,8 @@ class Engine:
 
     async def rerank(self, request: RerankRequest, caller: Caller) -> Ranking:
         """Put documents in the order of their relevance to a query."""
-        async with self._lease(request) as replica:
-            spec = _require(replica, "rerank", "embed", "multi_vector")
+        async with self._lease(request, "rerank", "multi_vector", "embed") as replica:
+            spec = _require(replica, "rerank", "multi_vector", "embed")
             self._runner.check_count(len(request.documents), "documents")
             if request.top_n is not None and request.top_n < 1:
                 raise InvalidInput(f"top_n is {request.top_n}, but at least 1 is asked for", param="top_n")
@@ -128,7 +128,7 @@ class Engine:
 
     async def compare(self, request: SimilarityRequest, caller: Caller) -> Similarities:
         """Give the cosine of each text with the source."""
-        async with self._lease(request) as replica:
+        async with self._lease(request, "embed") as replica:
             spec = _require(replica, "embed")
             self._runner.check_count(len(request.texts), "texts")
             form = Form(choose_prompt(spec.prompts, name=request.prompt_name))
@@ -157,8 +157,8 @@ class Engine:
                 lambda: [tokenizer.decode(ids, special_tokens=special) for ids in request.ids]
             )
 
-    def _lease(self, request: ModelRequest) -> AbstractAsyncContextManager[Replica]:
-        return self.replicas.lease(request.model, timeout_seconds=self._runner.timeout(request))
+    def _lease(self, request: ModelRequest, *kinds: Kind) -> AbstractAsyncContextManager[Replica]:
+        return self.replicas.lease(request.model, kinds, timeout_seconds=self._runner.timeout(request))
 
     def _prompt(self, request: EmbedRequest, replica: Replica) -> str:
         """Return what stands before each text: what the request says, else what is configured."""

@@ -37,7 +37,7 @@ from quiver.models.catalogue import Catalogue, ModelSpec
 from quiver.models.hub import Found, Progress, is_local, resolve
 from quiver.models.spec import with_pooling
 from quiver.telemetry.observer import Observer
-from quiver.types import FileProgress, ModelState, ModelStatus, Queue
+from quiver.types import FileProgress, Kind, ModelState, ModelStatus, Queue
 
 T = TypeVar("T")
 RETRY_LOAD_SECONDS = 30.0
@@ -135,12 +135,15 @@ class Replicas:
             await self._load(name, progress, pinned=True)
 
     @asynccontextmanager
-    async def lease(self, name: str | None, *, timeout_seconds: float) -> AsyncIterator[Replica]:
-        """Lend the model that answers to a name, none meaning the first; it is not unloaded meanwhile.
+    async def lease(
+        self, name: str | None, kinds: Sequence[Kind] = (), *, timeout_seconds: float
+    ) -> AsyncIterator[Replica]:
+        """Lend the model that answers to a name; it is not unloaded meanwhile.
 
+        No name means the first configured model of the first of the `kinds` that there is.
         One that may be loaded on first use is. Raises `UnknownModel`, `NotReady`, `LoadFailed`, `DeadlineExceeded`.
         """
-        key = self._find(name)
+        key = self._find(name, kinds)
         replica = self._replicas.get(key) or await self._load_on_use(key, timeout_seconds)
         replica.num_users += 1
         replica.unused.clear()
@@ -152,16 +155,20 @@ class Replicas:
             if not replica.num_users:
                 replica.unused.set()
 
-    def _find(self, name: str | None) -> str:
-        first = self._models_config.model[0]
-        if key := self._names.get((name or first).lower()):
+    def _find(self, name: str | None, kinds: Sequence[Kind] = ()) -> str:
+        if name and (key := self._names.get(name.lower())):
             return key
-        if self._models_config.any_model_name:
-            return first
+        if not name or self._models_config.any_model_name:
+            return self._default(kinds)
         if not self.is_complete:
             raise NotReady("the models are still loading")
         known = ", ".join(status.id for status in self.statuses[:20])
         raise UnknownModel(f"the model {name!r} is not served here; served are: {known}", param="model")
+
+    def _default(self, kinds: Sequence[Kind]) -> str:
+        names = self._models_config.model
+        loaded = [(name, self._replicas[name].model.spec.kind) for name in names if name in self._replicas]
+        return next((name for wanted in kinds for name, kind in loaded if kind == wanted), names[0])
 
     async def _load_on_use(self, key: str, timeout_seconds: float) -> Replica:
         if key in self._models_config.model:
