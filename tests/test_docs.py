@@ -141,6 +141,7 @@ def test_the_generated_tables_are_current(tool):
 def test_a_table_that_is_out_of_date_is_seen(tool, tmp_path):
     """Negative control: one changed default is enough, and only its page is named."""
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(ROOT / "README.md", tmp_path)
     page = tmp_path / "docs" / "configuration.md"
     current = page.read_text(encoding="utf-8")
     page.write_text(current.replace("`8000`", "`8001`"), encoding="utf-8")
@@ -159,6 +160,7 @@ def test_a_table_that_is_out_of_date_is_seen(tool, tmp_path):
 def test_a_broken_mark_is_seen(tool, tmp_path, before, after, complaint):
     """A table that is unknown, open or nowhere stops the tool with the reason."""
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(ROOT / "README.md", tmp_path)
     page = tmp_path / "docs" / "errors.md"
     page.write_text(page.read_text(encoding="utf-8").replace(before, after), encoding="utf-8")
     if after.endswith("mistakes"):

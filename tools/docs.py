@@ -77,7 +77,7 @@ def _default(field: Field) -> str:
 
 
 def _meaning(field: Field) -> str:
-    return f"{field.help} One of {code(field.choices)}." if field.choices else field.help
+    return f"{field.help} One of {code(field.choices)}." if field.choices and not field.is_list else field.help
 
 
 def presets_table() -> str:
@@ -88,12 +88,8 @@ def presets_table() -> str:
 def _preset(path: Path) -> list[str]:
     text = path.read_text(encoding="utf-8")
     sections = tomllib.loads(text).values()
-    values = (f"`{name}` {_value(value)}" for section in sections for name, value in section.items())
+    values = (f"`{name} = {json.dumps(value)}`" for section in sections for name, value in section.items())
     return [code([path.stem]), text.partition("\n")[0].removeprefix("# ").rstrip("."), "<br>".join(values)]
-
-
-def _value(value: Any) -> str:
-    return code(json.dumps(part).strip('"') for part in (value if isinstance(value, list) else [value]))
 
 
 def commands_list() -> str:
