@@ -45,7 +45,9 @@ class Load:
         while not done.is_set():
             start = time.perf_counter()
             try:
-                await self._engine.embed(EmbedRequest(inputs=[self._texts[index % len(self._texts)]]), Caller(str(number)))
+                await self._engine.embed(
+                    EmbedRequest(inputs=[self._texts[index % len(self._texts)]]), Caller(str(number))
+                )
             except QuiverError:
                 self.failed += 1
             self.seconds.append(time.perf_counter() - start)

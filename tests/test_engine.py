@@ -162,7 +162,9 @@ async def test_a_classifier_gives_each_label_its_share():
     assert shares.labels == ("sad", "glad", "mad")
     np.testing.assert_allclose(logits.scores, expected, rtol=1e-6)
     np.testing.assert_allclose(shares.scores.sum(axis=1), 1, rtol=1e-6)
-    np.testing.assert_allclose(np.log(shares.scores[:, 0] / shares.scores[:, 1]), expected[:, 0] - expected[:, 1], atol=1e-5)
+    np.testing.assert_allclose(
+        np.log(shares.scores[:, 0] / shares.scores[:, 1]), expected[:, 0] - expected[:, 1], atol=1e-5
+    )
 
 
 async def test_sparse_vectors_hold_what_is_not_zero():

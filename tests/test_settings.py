@@ -135,14 +135,19 @@ async def test_a_forward_pass_never_takes_more_tokens_than_the_backend_is_made_f
 
 @pytest.mark.parametrize("prefix", ["/v1", "/behind/a/proxy/"])
 async def test_a_prefix_may_stand_before_every_route(prefix):
-    """A route is found with the prefix and without it, and the prefix is no route itself."""
+    """A route is found with the prefix and without it."""
     async with listening(server=ServerConfig(url_prefix=prefix)) as url, httpx.AsyncClient(base_url=url) as http:
         under = prefix.rstrip("/")
         for path in ("/health/live", f"{under}/health/live", f"{under}/v1/models"):
             assert (await http.get(path)).status_code == 200, path
-        assert (await http.get(f"{under}x/health/live")).status_code == 404
         embedded = await http.post(f"{under}/infinity/embeddings", json={"input": "a"})
         assert embedded.json()["id"].startswith("infinity-")
+
+
+async def test_a_path_that_only_begins_like_the_prefix_is_whole():
+    """A prefix ends where a slash does: /v is none of /v1."""
+    async with listening(server=ServerConfig(url_prefix="/v")) as url, httpx.AsyncClient(base_url=url) as http:
+        assert [(await http.get(path)).status_code for path in ("/v1/models", "/v/v1/models")] == [200, 200]
 
 
 # Which model it is
@@ -191,7 +196,7 @@ def test_a_masked_language_model_may_weigh_words(tmp_path):
 def test_only_vectors_are_pooled(tmp_path):
     """A reranker beside an embedding model is left alone by a setting for all."""
     reranker = spec(kind="rerank")
-    assert with_pooling(reranker, ModelFiles(tmp_path, "acme/tiny"), "mean") is reranker
+    assert with_pooling(reranker, ModelFiles(tmp_path, "acme/tiny"), "cls") is reranker
 
 
 async def test_the_operator_may_name_a_model(bert):

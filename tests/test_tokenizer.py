@@ -117,7 +117,9 @@ def test_what_is_too_long_is_refused_with_both_numbers(folder):
 def test_no_encoding_is_longer_than_the_model_reads(texts, max_tokens, side):
     """Whatever the texts, each has one encoding within the limit, and is marked if it was cut."""
     whole, small = byte_tokenizer(), byte_tokenizer(max_tokens)
-    for full, cut in zip(whole.encode(texts, truncate=True), small.encode(texts, truncate=True, side=side), strict=True):
+    for full, cut in zip(
+        whole.encode(texts, truncate=True), small.encode(texts, truncate=True, side=side), strict=True
+    ):
         assert len(cut) == min(len(full), max_tokens)
         assert cut.truncated == (len(full) > max_tokens)
         expected = full.ids[:max_tokens] if side == "right" else full.ids[len(full) - len(cut) :]

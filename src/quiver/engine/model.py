@@ -123,6 +123,8 @@ def load(spec: ModelSpec, files: ModelFiles, settings: ModelSettings, *, lanes: 
     dtype = settings.dtype if settings.dtype != "auto" else spec.dtype
     if dtype is None:
         dtype = pytorch.best_dtype() if name == "torch" else "float32"
+    if name == "onnx" and dtype in {"float16", "bfloat16"}:
+        dtype = "float32"  # a CPU computes in no half precision: better than asked for
     backend = _load_backend(name, spec, files, dtype, lanes)
     if spec.max_tokens > backend.max_positions:
         backend.close()
