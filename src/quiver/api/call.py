@@ -61,6 +61,10 @@ class Route:
     """The struct of the request's body, for OpenAPI."""
     reply: Any = None
     """The struct of the reply's body, for OpenAPI."""
+    media_type: str = JSON
+    """Of the reply; what is not JSON is described as text."""
+    error: Any = None
+    """The struct of its own errors, for OpenAPI, where they are not the dialect's."""
     public: bool = False
     """Needs no key."""
     at_root: bool = True

@@ -83,7 +83,9 @@ def _assets() -> Path:
 
 def describe(dialects: Sequence[Dialect]) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the dialects' routes."""
-    kinds = [kind for d in dialects for r in d.routes for kind in (r.body, r.reply, d.error) if kind is not None]
+    kinds = [
+        kind for d in dialects for r in d.routes for kind in (r.body, r.reply, r.error, d.error) if kind is not None
+    ]
     unique = list(dict.fromkeys(kinds))
     references, schemas = msgspec.json.schema_components(unique, ref_template="#/components/schemas/{name}")
     schema_of = dict(zip(unique, references, strict=True))
@@ -118,9 +120,9 @@ def _operation(path: str, claims: Sequence[tuple[Dialect, Route]], schema_of: Ma
             for name in re.findall(r"\{(\w+)", path)
         ],
         "responses": {
-            "200": {"description": "Success"} | _content([route.reply for _, route in claims], schema_of),
+            "200": {"description": "Success"} | _replies([route for _, route in claims], schema_of),
             "default": {"description": "What went wrong"}
-            | _content([dialect.error for dialect, _ in claims], schema_of),
+            | _content([kind for dialect, route in claims for kind in (dialect.error, route.error)], schema_of),
         },
     }
     if bodies := [route.body for _, route in claims if route.body is not None]:
@@ -128,6 +130,13 @@ def _operation(path: str, claims: Sequence[tuple[Dialect, Route]], schema_of: Ma
     if not all(route.public for _, route in claims):
         operation["security"] = [{}, {"key": []}]
     return operation
+
+
+def _replies(routes: Sequence[Route], schema_of: Mapping[Any, Any]) -> dict[str, Any]:
+    """Describe what the routes of one path reply: JSON, text, or the one or the other."""
+    texts = {route.media_type: {"schema": {"type": "string"}} for route in routes if route.media_type != JSON}
+    described = _content([route.reply for route in routes], schema_of)
+    return {"content": described.get("content", {}) | texts} if texts else described
 
 
 def _content(kinds: Sequence[Any], schema_of: Mapping[Any, Any]) -> dict[str, Any]:

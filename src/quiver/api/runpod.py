@@ -105,6 +105,12 @@ class WorkerCounts(msgspec.Struct):
     unhealthy: int
 
 
+class PingReply(msgspec.Struct):
+    """Reply of GET /ping."""
+
+    status: Literal["healthy"]
+
+
 class HealthReply(msgspec.Struct):
     """Reply of GET /health."""
 
@@ -227,7 +233,7 @@ async def ping(service: Service, call: Call) -> Reply:
     if service.is_loading() and service.fault() is None:
         return Reply(204, b"")
     await service.check_ready()
-    return Reply(200, b'{"status":"healthy"}')
+    return _encode(PingReply("healthy"))
 
 
 def _wait_seconds(call: Call) -> float:
@@ -275,11 +281,18 @@ def runpod_dialect(openai: Dialect) -> Dialect:
     """Return RunPod's API around OpenAI's, which RunPod's gateway has under every endpoint."""
     routes = _routes()
     gateway = [
-        replace(route, path=f"/v2/{{endpoint}}/openai{route.path}", handler=_refusing_as(openai, route.handler))
+        replace(
+            route,
+            path=f"/v2/{{endpoint}}/openai{route.path}",
+            handler=_refusing_as(openai, route.handler),
+            error=openai.error,
+        )
         for route in openai.routes
         if route.path.startswith("/v1/")
     ]
-    ping_route = Route("GET", "/ping", ping, "Tell a load balancer: 200 ready, 204 loading", public=True)
+    ping_route = Route(
+        "GET", "/ping", ping, "Tell a load balancer: 200 ready, 204 loading", reply=PingReply, public=True
+    )
     return Dialect(
         name="runpod",
         routes=[*routes, *(replace(r, path=f"/v2/{{endpoint}}{r.path}") for r in routes), *gateway, ping_route],

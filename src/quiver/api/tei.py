@@ -34,6 +34,8 @@ from quiver.types import (
     Usage,
 )
 
+TEXT = "text/plain"
+
 # Vectors
 
 
@@ -310,7 +312,7 @@ async def health(service: Service, call: Call) -> Reply:
     if fault := service.fault():
         raise fault
     await service.check_ready()
-    return Reply(200, b"", media_type="text/plain; charset=utf-8")
+    return Reply(200, b"", media_type=f"{TEXT}; charset=utf-8")
 
 
 # Parts of every request and reply
@@ -362,7 +364,13 @@ def _milliseconds(seconds: float) -> str:
 
 def _as_openai(path: str) -> Route:
     """At the root, OpenAI's own dialect answers."""
-    return Route("POST", path, embed_as_openai, "Embed texts", wire.OpenAIBody, wire.OpenAIReply, at_root=False)
+    route = Route("POST", path, embed_as_openai, "Embed texts", wire.OpenAIBody, wire.OpenAIReply, at_root=False)
+    return replace(route, error=wire.OpenAIErrorReply)
+
+
+def _by_status(path: str) -> Route:
+    """What a load balancer asks."""
+    return Route("GET", path, health, "200 if a request would be answered", media_type=TEXT, public=True)
 
 
 _AS_OPENAI = Dialect("tei", (), wire.render_flat_error, wire.STATUSES)
@@ -381,13 +389,13 @@ TEI = Dialect(
         Route("POST", "/decode", decode, "Turn token ids into texts", wire.DecodeBody, list[str]),
         _as_openai("/v1/embeddings"),
         _as_openai("/embeddings"),
-        Route("POST", "/", answer, "Do what the body looks like", wire.AnyBody),
-        Route("POST", "/invocations", answer, "Do what the body looks like (SageMaker)", wire.AnyBody),
-        Route("POST", "/vertex", predict_as_vertex, "Answer several bodies (Vertex AI)", wire.VertexBody),
+        Route("POST", "/", answer, "Do what the body looks like", wire.AnyBody, list[Any]),
+        Route("POST", "/invocations", answer, "Do what the body looks like (SageMaker)", wire.AnyBody, list[Any]),
+        Route(
+            "POST", "/vertex", predict_as_vertex, "Answer several bodies (Vertex AI)", wire.VertexBody, wire.VertexReply
+        ),
         Route("GET", "/info", info, "Show the model and the limits", reply=wire.InfoReply),
-        Route("GET", "/health", health, "200 if a request would be answered", public=True),
-        Route("GET", "/ping", health, "200 if a request would be answered (SageMaker)", public=True),
-        Route("GET", "/", health, "200 if a request would be answered", public=True),
+        *map(_by_status, ("/health", "/ping", "/")),
     ],
     render_error=wire.render_error,
     statuses=wire.STATUSES,

@@ -126,6 +126,12 @@ class VertexBody(msgspec.Struct):
     instances: list[msgspec.Raw]
 
 
+class VertexReply(msgspec.Struct):
+    """Reply of POST /vertex: what POST / replies to each."""
+
+    predictions: list[list[Any]]
+
+
 class TokenReply(msgspec.Struct):
     """One token, and where it stands in the text with its prompt, in bytes; a special one stands nowhere."""
 
