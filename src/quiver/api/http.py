@@ -20,6 +20,8 @@ from quiver.config import ServerConfig
 from quiver.errors import BodyTooLarge, ConfigError
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TRACE_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+"""W3C's trace context: version, trace, parent, flags."""
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep an idle connection (httpx: 5): who closes first must be the client, or a request that it
@@ -103,8 +105,12 @@ async def _unless_disconnected(answer: Coroutine[Any, Any, Reply], receive: Rece
 
 
 def _request_id(headers: dict[str, str]) -> str:
+    """Return the id that the client gave its request, or that of the trace which it belongs to, or a new one."""
     given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+    if _REQUEST_ID.fullmatch(given):
+        return given
+    trace = _TRACE_PARENT.fullmatch(headers.get("traceparent", ""))
+    return trace[1] if trace else f"req_{uuid.uuid4().hex}"
 
 
 async def _send_and_close(reply: Reply, request_id: str, receive: Receive, send: Send) -> None:

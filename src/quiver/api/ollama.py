@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from quiver.api.call import Call, Dialect, Reply, Route, decode_json, explain
+from quiver.api.call import TEXT, Call, Dialect, Reply, Route, decode_json, explain
 from quiver.api.vectors import in_form, write_array, write_object
 from quiver.errors import Overloaded, QuiverError, TooLong, UnknownModel
 from quiver.service import Service
@@ -301,7 +301,7 @@ async def show_version(service: Service, call: Call) -> Reply:
 async def greet(service: Service, call: Call) -> Reply:
     """Say what Ollama's clients look for."""
     del service, call
-    return Reply(200, b"Ollama is running", media_type="text/plain; charset=utf-8")
+    return Reply(200, b"Ollama is running", media_type=TEXT)
 
 
 def _id(service: Service, name: str | None) -> str:
@@ -364,7 +364,7 @@ OLLAMA = Dialect(
         Route("GET", "/api/ps", list_loaded_models, "List models in memory", reply=LoadedModelsReply),
         Route("POST", "/api/show", show_model, "Show one model", ShowBody, ShowReply),
         Route("GET", "/api/version", show_version, "Show the version", reply=VersionReply, public=True),
-        Route("GET", "/", greet, "Say “Ollama is running”", public=True, at_root=False),
+        Route("GET", "/", greet, "Say “Ollama is running”", media_type=TEXT, public=True, at_root=False),
     ],
     render_error=render_error,
     statuses={Overloaded: 503},

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from quiver.api import tei_wire as wire
-from quiver.api.call import Call, Dialect, Handler, Reply, Route, decode_json, refuse
+from quiver.api.call import TEXT, Call, Dialect, Handler, Reply, Route, decode_json, refuse
 from quiver.api.vectors import in_form, write_array, write_object
 from quiver.errors import QuiverError, TooManyInputs, UnknownModel
 from quiver.service import Service
@@ -33,8 +33,6 @@ from quiver.types import (
     TokenizeRequest,
     Usage,
 )
-
-TEXT = "text/plain"
 
 # Vectors
 
@@ -312,7 +310,7 @@ async def health(service: Service, call: Call) -> Reply:
     if fault := service.fault():
         raise fault
     await service.check_ready()
-    return Reply(200, b"", media_type=f"{TEXT}; charset=utf-8")
+    return Reply(200, b"", media_type=TEXT)
 
 
 # Parts of every request and reply
@@ -368,11 +366,6 @@ def _as_openai(path: str) -> Route:
     return replace(route, error=wire.OpenAIErrorReply)
 
 
-def _by_status(path: str) -> Route:
-    """What a load balancer asks."""
-    return Route("GET", path, health, "200 if a request would be answered", media_type=TEXT, public=True)
-
-
 _AS_OPENAI = Dialect("tei", (), wire.render_flat_error, wire.STATUSES)
 _PREDICTIONS = list[wire.Prediction | list[wire.Prediction]]
 
@@ -395,7 +388,9 @@ TEI = Dialect(
             "POST", "/vertex", predict_as_vertex, "Answer several bodies (Vertex AI)", wire.VertexBody, wire.VertexReply
         ),
         Route("GET", "/info", info, "Show the model and the limits", reply=wire.InfoReply),
-        *map(_by_status, ("/health", "/ping", "/")),
+        Route("GET", "/health", health, "200 if a request would be answered", media_type=TEXT, public=True),
+        Route("GET", "/ping", health, "200 if a request would be answered (SageMaker)", media_type=TEXT, public=True),
+        Route("GET", "/", health, "200 if a request would be answered", media_type=TEXT, public=True),
     ],
     render_error=wire.render_error,
     statuses=wire.STATUSES,

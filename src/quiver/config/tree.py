@@ -177,6 +177,9 @@ class ModelsConfig:
         "Models that a request may name although they are not loaded: the first one that does has them fetched and "
         "loaded. * is every model of the catalogue.",
     )
+    exclude_models: tuple[str, ...] = _setting(
+        (), "Patterns of what * leaves out (*-zh-*, *quantized*): of a model's id, or of the ONNX file that it runs."
+    )
     any_model_name: bool = _setting(
         False, "Answer requests for unknown models with the first model, instead of refusing them."
     )

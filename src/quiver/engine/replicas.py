@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,7 +86,13 @@ class Replicas:
 
     def _allowed(self) -> Iterator[str]:
         for name in self._models_config.allow_models:
-            yield from (spec.id for spec in self._catalogue) if name == ANY else (name,)
+            yield from (spec.id for spec in self._catalogue if not self._is_excluded(spec)) if name == ANY else (name,)
+
+    def _is_excluded(self, spec: ModelSpec) -> bool:
+        names = [name.lower() for name in (spec.id, spec.onnx_file) if name]
+        return any(
+            fnmatchcase(name, pattern.lower()) for name in names for pattern in self._models_config.exclude_models
+        )
 
     def _offer(self, name: str) -> bool:
         """Let a model be asked for by its name, and by what the catalogue calls it; tell whether it is a new one."""
