@@ -300,3 +300,10 @@ async def test_the_length_of_a_vector_is_what_was_asked_for(normalises, asked):
     raw = 6 * hashed("a dog")[:8]
     wanted = raw / np.linalg.norm(raw) if (normalises if asked is None else asked) else raw
     np.testing.assert_allclose(vector, wanted, rtol=1e-5)
+
+
+async def test_a_text_of_which_a_tokenizer_makes_nothing_is_refused():
+    """Where no special tokens stand around a text, an empty one has no tokens: an error that names it, not a failure."""
+    async with assembled(fake_model(HashBackend())) as parts:
+        with pytest.raises(InvalidInput, match="input 1 has no tokens"):
+            await embed(parts, "a dog", "")

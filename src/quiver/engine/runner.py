@@ -75,6 +75,7 @@ class Runner:
         """Return a result for each input. Raises what encoding and the scheduler raise."""
         start = time.perf_counter()
         encodings = await self._encode(replica, request, inputs, form)
+        _check_tokens(encodings)
         encoded = time.perf_counter()
         results, queue = await self._submit(replica, request, encodings, caller)
         return Computed(results, encodings, self._usage(replica, encodings, start, encoded, queue))
@@ -150,3 +151,10 @@ class Runner:
         )
         self._observer.inputs_computed(replica.model.spec.id, len(encodings), usage.num_tokens, usage.timings)
         return usage
+
+
+def _check_tokens(encodings: Sequence[Encoding]) -> None:
+    """Refuse a text of which a tokenizer without special tokens makes nothing."""
+    for i, encoding in enumerate(encodings):
+        if not len(encoding):
+            raise InvalidInput(f"input {i} has no tokens: send a text that is not empty", param=f"input[{i}]")
