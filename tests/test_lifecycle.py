@@ -108,6 +108,17 @@ async def test_a_model_in_use_does_not_give_way(folders):
         assert state_of(parts, "first") is ModelState.AVAILABLE
 
 
+async def test_models_that_do_not_fit_together_take_turns(folders):
+    """Asked for at once, each is answered, or told that there is no room now; none is given away and then taken."""
+    size = (folders["first"] / "model.safetensors").stat().st_size
+    async with assembled(models=lazily(folders, *NAMES, max_model_bytes=int(1.5 * size))) as parts:
+        for _ in range(3):
+            replies = await asyncio.gather(*(embed(parts, name) for name in NAMES), return_exceptions=True)
+            answered = [reply for reply in replies if not isinstance(reply, Exception)]
+            assert answered
+            assert all(isinstance(reply, Overloaded) for reply in replies if isinstance(reply, Exception)), replies
+
+
 async def test_a_model_that_can_never_fit_says_so(folders):
     """One that is larger than the whole budget is refused with both numbers' names."""
     async with assembled(models=lazily(folders, "first", max_model_bytes=1000)) as parts:

@@ -248,7 +248,9 @@ class Replicas:
         if needed + sum(replica.num_bytes for replica in self.loaded if replica.pinned) > limit:
             raise LoadError(f"{found.spec.id} has {needed} bytes, more than max_model_bytes leaves for it")
         while needed + sum(replica.num_bytes for replica in self.loaded) > limit:
-            idle = [(r.last_used, key) for key, r in self._replicas.items() if not r.pinned and not r.num_users]
+            # One that nobody has used yet was loaded for a request that is about to.
+            unused = {key: r for key, r in self._replicas.items() if not r.pinned and not r.num_users}
+            idle = [(r.last_used, key) for key, r in unused.items() if r.last_used]
             if not idle:
                 raise Overloaded(
                     "the models in memory are all in use, and one more does not fit", retry_after_seconds=5
@@ -288,7 +290,6 @@ class Replicas:
         )
         scheduler.fault.add_done_callback(self._on_fault)
         replica = Replica(model, scheduler, settings, num_bytes, pinned)
-        replica.last_used = time.monotonic()
         replica.unused.set()
         self._replicas[name] = replica
         for alias in (name, spec.id, *spec.aliases):
