@@ -4,7 +4,7 @@ import asyncio
 import gc
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,26 +82,31 @@ def build(config: Config) -> App:
 
 
 async def serve(config: Config, progress: Progress) -> None:
-    """Bind the port at once, load the models, serve until a signal, drain. Raises why it could not."""
-    start = time.perf_counter()
+    """Serve the configured models until a signal. Raises why it could not."""
     app = build(config)
-    server = HttpServer(app.api, config.server)
+    await run(app, lambda: app.engine.load(progress))
+
+
+async def run(app: App, load: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Bind the port at once, load the models, serve until a signal, drain. Raises why it could not."""
+    start, config = time.perf_counter(), app.config.server
+    server = HttpServer(app.api, config)
     stopping = asyncio.Event()
     _on_signals(stopping, server)
     log.info("listening", url=server.url, docs=f"{server.url}/docs")
     async with app.engine, app.service.jobs:
         serving = asyncio.create_task(server.run_until_stopped())
         try:
-            await _until(stopping, app.engine.load(progress))
+            await _until(stopping, load())
             if not stopping.is_set():
                 gc.freeze()  # what is loaded stays: no collection walks over it again while requests wait
                 log.info("ready", seconds=round(time.perf_counter() - start, 2), models=_ready_models(app))
                 await _until(stopping, app.engine.replicas.wait_for_fault())
         finally:
             app.service.stopping = True
-            log.info("stopping", drain_seconds=config.server.drain_seconds)
+            log.info("stopping", drain_seconds=config.drain_seconds)
             server.stop()
-            await _drain(server, serving, config.server.drain_seconds)
+            await _drain(server, serving, config.drain_seconds)
     await server.let_go()
 
 
