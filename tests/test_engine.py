@@ -9,6 +9,7 @@ from conftest import assembled
 from fakes import HIDDEN, HashBackend, LogitBackend, TokenBackend, byte_tokenizer, fake_model, hash_vector
 from quiver.config import EngineConfig, ModelsConfig
 from quiver.engine import outputs, scoring
+from quiver.engine.model import WarmUp
 from quiver.errors import InvalidInput, TooLong, TooManyInputs
 from quiver.types import Caller, ClassifyRequest, EmbedRequest, Pair, RerankRequest
 
@@ -268,7 +269,7 @@ async def test_a_request_that_names_no_model_gets_one_of_the_right_kind():
     """Where an embedder and a reranker are served, each verb finds its own; a name still counts more."""
     reranker = fake_model(LogitBackend(), id="test/judge", aliases=("judge",), kind="rerank", dimensions=1)
     async with assembled(models={"model": ("test/hash", "judge")}) as parts:
-        parts.engine.replicas.add("judge", reranker, batch_invariant=True)
+        parts.engine.replicas.add("judge", reranker, WarmUp())
         assert (await embed(parts, "a dog")).model == "test/hash"
         assert (await rerank(parts, "a dog", DOCUMENTS)).model == "test/judge"
         assert (await rerank(parts, "a dog", DOCUMENTS, model="hash")).model == "test/hash"

@@ -169,7 +169,9 @@ async def test_overload_is_429_and_a_late_answer_504(name):
         assert gate.wait(10)
 
     model = hash_model(lanes=1, before=wait)
-    async with assembled(model, engine=EngineConfig(max_waiting_tokens=100, timeout_seconds=0.5)) as parts:
+    async with assembled(
+        model, engine=EngineConfig(max_waiting_tokens=100), server=ServerConfig(timeout_seconds=0.5)
+    ) as parts:
         taken = asyncio.create_task(send(parts, *embed_body(name, "a" * 90)))
         await asyncio.to_thread(busy.wait)
         late = asyncio.create_task(send(parts, *embed_body(name, "b" * 90)))

@@ -3,6 +3,8 @@
 Shapes: B inputs, T tokens of all inputs together, H hidden size, D dimensions of a vector.
 """
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -50,9 +52,15 @@ class Priority(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. Lanes take turns between callers, so that none can starve another."""
+    """Who asks, and for how long. Lanes take turns between callers, so that none can starve another."""
 
     id: str
+    deadline: float = math.inf
+    """When nobody waits for the answer any more, by the monotonic clock."""
+
+    def seconds_left(self) -> float:
+        """Return how long an answer is of use."""
+        return self.deadline - time.monotonic()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +74,6 @@ class ModelRequest:
     truncate_side: Side = "right"
     """The end that is cut; of a pair, the document is cut and the query kept."""
     priority: Priority = Priority.INTERACTIVE
-    timeout_seconds: float | None = None
-    """The caller's patience; the configured limit still holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,6 +68,9 @@ class Route:
     """The struct of its own errors, for OpenAPI, where they are not the dialect's."""
     public: bool = False
     """Needs no key."""
+    is_queued: bool = False
+    """Its work waits in a queue of its own, or it waits for such work: it has no deadline, and no long line keeps it
+    out."""
     at_root: bool = True
     """Stands at its own path too, and not under the dialect's prefix alone."""
 
@@ -95,12 +98,15 @@ STATUSES: dict[type[QuiverError], int] = {
     errors.UnknownRoute: 404,
     errors.WrongMethod: 405,
     errors.Unauthorized: 401,
+    errors.TooSlow: 408,
     errors.BodyTooLarge: 413,
+    errors.HeadersTooLarge: 431,
     errors.WrongMediaType: 415,
     errors.Overloaded: 429,
     errors.DeadlineExceeded: 504,
     errors.Unavailable: 503,
     errors.LaneDied: 503,
+    errors.Stalled: 503,
     errors.EngineError: 500,
 }
 """The nearest ancestor counts; anything else is 500."""
@@ -135,14 +141,25 @@ def decode_json(call: Call, kind: type[T], *, any_media_type: bool = False) -> T
         raise InvalidJson(f"the body is not JSON: {error}") from error
 
 
-def patience(call: Call) -> float | None:
-    """Return how long the SDKs that Stainless makes say they will wait; nobody reads an answer that comes later."""
-    text = call.headers.get("x-stainless-read-timeout", "")
-    try:
-        seconds = float(text)
-    except ValueError:
-        return None
-    return seconds if seconds > 0 else None
+PATIENCE: Mapping[str, float] = {
+    "x-request-timeout": 1.0,
+    "x-stainless-read-timeout": 1.0,
+    "x-envoy-expected-rq-timeout-ms": 0.001,
+}
+"""Headers in which clients say how long they wait, in what part of a second: ours, that of the SDKs which Stainless
+makes, and that of a proxy."""
+
+
+def patience(headers: Mapping[str, str], longest: float) -> float:
+    """Return how many seconds the client of a call waits at most; nobody reads an answer that comes later."""
+    for name, unit in PATIENCE.items():
+        try:
+            seconds = float(headers.get(name, "")) * unit
+        except ValueError:
+            continue
+        if seconds > 0:
+            return min(seconds, longest)
+    return longest
 
 
 def explain(error: QuiverError) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from quiver import __version__, types
-from quiver.api.call import Call, Dialect, Reply, Route, decode_json, patience
+from quiver.api.call import Call, Dialect, Reply, Route, decode_json
 from quiver.api.documents import Document, texts_of
 from quiver.api.vectors import Form, in_forms, write_array, write_object
 from quiver.errors import QuiverError
@@ -126,7 +126,6 @@ async def create_embeddings(service: Service, call: Call) -> Reply:
         prompt=_prefix(body.prompt) if body.prompt else None,
         normalize=body.normalized is not False,
         truncate=True,
-        timeout_seconds=patience(call),
     )
     embeddings = await service.embed(request, call.caller)
     return Reply(200, await _render(embeddings, body), timings=embeddings.usage.timings)
@@ -168,7 +167,6 @@ async def rerank(service: Service, call: Call) -> Reply:
         model=body.model or None,
         top_n=top_k,
         truncate=True,
-        timeout_seconds=patience(call),
     )
     ranking = await service.rerank(request, call.caller)
     data = [

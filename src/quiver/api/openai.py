@@ -10,7 +10,7 @@ from typing import Literal, cast
 import msgspec
 
 from quiver import types
-from quiver.api.call import Call, Dialect, Reply, Route, decode_json, patience
+from quiver.api.call import Call, Dialect, Reply, Route, decode_json
 from quiver.api.vectors import in_form, write_array, write_object
 from quiver.errors import EngineError, InvalidInput, QuiverError, Unavailable
 from quiver.service import Service
@@ -108,7 +108,6 @@ async def create_embeddings(service: Service, call: Call) -> Reply:
         truncate=body.truncate,
         prompt_name=body.prompt_name,
         task=body.input_type,
-        timeout_seconds=patience(call),
     )
     embeddings = await service.embed(request, call.caller)
     return Reply(

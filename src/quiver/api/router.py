@@ -37,6 +37,7 @@ class Router:
     def __init__(self, dialects: Sequence[Dialect], shared: Shared, preferred: Sequence[str] = ()) -> None:
         self._shared = shared
         self._preferred = preferred
+        self._fallback = dialects[0]
         self._fixed: dict[str, dict[str, list[Claim]]] = {}
         self._patterns: list[tuple[re.Pattern[str], dict[str, list[Claim]]]] = []
         self._by_prefix = {dialect.name: dialect for dialect in dialects if dialect.has_prefix}
@@ -60,9 +61,9 @@ class Router:
                     f"{' and '.join(names)} all claim {method} {path}, and nothing tells them apart: a bug"
                 )
 
-    def owner(self, path: str) -> Dialect | None:
-        """Return the dialect under whose prefix a path lies, whether or not there is something."""
-        return self._by_prefix.get(path.split("/", 2)[1] if "/" in path else "")
+    def owner(self, path: str) -> Dialect:
+        """Return the dialect under whose prefix a path lies, whether or not there is something; else the first one."""
+        return self._by_prefix.get(path.split("/", 2)[1] if "/" in path else "", self._fallback)
 
     def find(self, call: Call) -> tuple[Dialect, Route, Mapping[str, str]]:
         """Return the route and what its template matched. Raises `UnknownRoute` or `WrongMethod`."""
@@ -75,6 +76,19 @@ class Router:
         claim = claims[0] if len(claims) == 1 else self._choose(claims, call, method)
         return *claim, params
 
+    def peek(self, method: str, path: str) -> tuple[Dialect, Route | None]:
+        """Return whose a path is, as far as a call shows before its body is read, and the route."""
+        try:
+            methods, _ = self._match(path)
+        except UnknownRoute:
+            methods = {}
+        claims = methods.get(method)
+        if not claims:
+            return self.owner(path), None
+        if len(claims) == 1:
+            return claims[0]
+        return self._preferred_of(claims, self._shared[method, claims[0][1].path])
+
     def _choose(self, claims: Sequence[Claim], call: Call, method: str) -> Claim:
         """Tell by the call itself whose it is; where that says nothing, by preference."""
         by_name = {dialect.name: (dialect, route) for dialect, route in claims}
@@ -83,6 +97,11 @@ class Router:
         for choice in choices:
             if choice.when and choice.when(call, keys):
                 return by_name[choice.dialect]
+        return self._preferred_of(claims, choices)
+
+    def _preferred_of(self, claims: Sequence[Claim], choices: Sequence[Choice]) -> Claim:
+        by_name = {dialect.name: (dialect, route) for dialect, route in claims}
+        choices = [choice for choice in choices if choice.dialect in by_name]
         open_to_all = [choice.dialect for choice in choices if choice.when is None] or [choices[-1].dialect]
         name = next((name for name in self._preferred if name in open_to_all), open_to_all[0])
         return by_name[name]

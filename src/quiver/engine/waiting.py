@@ -10,6 +10,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from quiver.engine.backlog import Backlog
 from quiver.engine.packing import Budget
 from quiver.types import Encoding, Floats, Priority
 
@@ -28,6 +29,7 @@ class Ticket:
     caller: str
     request: int
     priority: Priority
+    is_waiting: bool = False
     taken_at: float = 0.0
     """When a lane took it, by the performance counter."""
 
@@ -98,14 +100,24 @@ class Waiting:
 
     def __init__(self) -> None:
         self.num_inputs = 0
-        self.num_tokens = 0
         self._turns: dict[Priority, Turns[Ticket]] = {priority: Turns() for priority in Priority}
+        self._backlogs: dict[Priority, Backlog] = {priority: Backlog() for priority in Priority}
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all tickets."""
+        return sum(backlog.tokens for backlog in self._backlogs.values())
+
+    def tokens_before(self, tokens: int, caller: str, priority: Priority) -> int:
+        """Return how many tokens will be computed before the last of a new request's `tokens`, its own left out."""
+        backlog = self._backlogs[priority]
+        first = self._backlogs[Priority.INTERACTIVE].tokens if priority is Priority.BULK else 0
+        return first + backlog.before(caller, tokens)
 
     def push(self, ticket: Ticket) -> None:
         """Queue a ticket."""
         self._turns[ticket.priority].push(ticket, ticket.caller, ticket.request)
-        self.num_inputs += 1
-        self.num_tokens += len(ticket.encoding)
+        self._count(ticket, +1)
 
     def has_room(self, inputs: int, tokens: int, capacity: Capacity) -> bool:
         """Tell whether so much more may wait; where nothing waits, any request may."""
@@ -123,8 +135,7 @@ class Waiting:
         longest = total = 0
         while self and len(passed_over) < MAX_PASSED_OVER and not budget.is_full(len(batch), total):
             ticket = self._next_turn().pop()
-            self.num_inputs -= 1
-            self.num_tokens -= len(ticket.encoding)
+            self.forget(ticket)
             if ticket.abandoned:
                 continue
             size = len(ticket.encoding)
@@ -135,9 +146,18 @@ class Waiting:
             longest, total = max(longest, size), total + size
         for ticket in reversed(passed_over):
             self._turns[ticket.priority].put_back(ticket, ticket.caller, ticket.request)
-            self.num_inputs += 1
-            self.num_tokens += len(ticket.encoding)
+            self._count(ticket, +1)
         return batch
+
+    def forget(self, ticket: Ticket) -> None:
+        """Count a ticket no longer that nobody waits for; a lane that comes upon it drops it."""
+        if ticket.is_waiting:
+            self._count(ticket, -1)
+
+    def _count(self, ticket: Ticket, sign: int) -> None:
+        ticket.is_waiting = sign > 0
+        self.num_inputs += sign
+        self._backlogs[ticket.priority].add(ticket.caller, ticket.request, sign * len(ticket.encoding))
 
     def _next_turn(self) -> Turns[Ticket]:
         return next(turns for turns in self._turns.values() if turns)
