@@ -77,7 +77,7 @@ A_DIALECT_SEES = frozenset(
 ANYWHERE = ("",)
 DOORS = {
     "ctranslate2": ("quiver/backends/ct2.py",),
-    "httptools": ("quiver/api/connection.py",),
+    "httptools": (),
     "huggingface_hub": ("quiver/models/hub.py",),
     "matplotlib": ("quiver/bench/plot.py",),
     "msgspec": ANYWHERE,

@@ -16,6 +16,9 @@ MARGIN = 0.75
 """Stricter than the queue's own: what is let in here is hardly ever refused there, after it has cost an encoding."""
 JITTER = 0.25
 """Part by which times to come back differ, so that not all come back at once."""
+COARSE_SECONDS = 10
+"""Longer times are whole seconds."""
+MAX_REFUSALS = 256
 
 
 class Admission:
@@ -26,6 +29,7 @@ class Admission:
         self._engine = engine
         self._places = asyncio.Semaphore(config.max_concurrent_requests)
         self._num_bytes = 0
+        self._refusals: dict[tuple[str, float], Overloaded] = {}
         self.memory_is_short = False
         self.fault: QuiverError | None = None
         """Why nothing is let in any more, if so."""
@@ -46,9 +50,9 @@ class Admission:
 
     def _no_room(self, num_bytes: int) -> Unavailable | None:
         if self.memory_is_short:
-            return _later("memory is short", 2.0)
+            return self._later("memory is short", 2.0)
         if num_bytes and self._num_bytes + num_bytes > self._config.max_inflight_bytes:
-            return _later(f"{self._num_bytes} bytes are at work already", 1.0)
+            return self._later("as many bytes as may be are at work", 1.0)
         return None
 
     def _no_turn(self, num_bytes: int, caller: Caller) -> Unavailable | None:
@@ -57,7 +61,7 @@ class Admission:
             return self._no_place()
         seconds = self._engine.replicas.seconds_until(num_bytes // BYTES_PER_TOKEN, caller)
         if seconds > MARGIN * min(left, config.max_wait_seconds or left):
-            return _later("it would not be answered in time", seconds)
+            return self._later("it would not be answered in time", seconds)
         return None
 
     @contextmanager
@@ -102,7 +106,13 @@ class Admission:
             retry_after_seconds=max(1.0, self._config.queue_seconds),
         )
 
-
-def _later(why: str, seconds: float) -> Overloaded:
-    seconds = round(seconds * random.uniform(1, 1 + JITTER), 1)  # noqa: S311  no secret
-    return Overloaded(f"{why}: come back in {seconds:.1f} s", retry_after_seconds=seconds)
+    def _later(self, why: str, seconds: float) -> Overloaded:
+        """Return a refusal with a time to come back, ready-made: at ten times the load, most answers are these."""
+        seconds *= 1 + JITTER * random.random()  # noqa: S311  no secret
+        seconds = round(seconds, 1) if seconds < COARSE_SECONDS else round(seconds)
+        if (why, seconds) not in self._refusals:
+            if len(self._refusals) >= MAX_REFUSALS:
+                self._refusals.clear()
+            message = f"{why}: come back in {seconds:g} s"
+            self._refusals[why, seconds] = Overloaded(message, retry_after_seconds=seconds)
+        return self._refusals[why, seconds]

@@ -97,7 +97,7 @@ def build(config: Config) -> App:
     router = Router((*DIALECTS, docs_routes(DIALECTS, OPENAI)), SHARED, limits.root_dialects)
     gate, admission = Gate(limits.api_key), Admission(limits, engine)
     api = Api(router, service, gate, observer, admission, timeout_seconds=limits.timeout_seconds)
-    edge = Edge(router, admission, observer, timeout_seconds=limits.timeout_seconds, cors_origins=limits.cors_origins)
+    edge = Edge(router, admission, observer, limits)
     return App(config, watchdog, engine, service, admission, api, edge)
 
 

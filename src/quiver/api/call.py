@@ -1,6 +1,7 @@
 """A request and its reply without a transport, and what a dialect is made of: routes, and the shape of its errors."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -153,12 +154,10 @@ makes, and that of a proxy."""
 def patience(headers: Mapping[str, str], longest: float) -> float:
     """Return how many seconds the client of a call waits at most; nobody reads an answer that comes later."""
     for name, unit in PATIENCE.items():
-        try:
-            seconds = float(headers.get(name, "")) * unit
-        except ValueError:
-            continue
-        if seconds > 0:
-            return min(seconds, longest)
+        if name in headers:
+            with suppress(ValueError):
+                if (seconds := float(headers[name]) * unit) > 0:
+                    return min(seconds, longest)
     return longest
 
 

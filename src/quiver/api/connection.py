@@ -11,9 +11,7 @@ import asyncio
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
-from urllib.parse import unquote
 
-import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from quiver.api.edge import Edge, Refusal
@@ -45,11 +43,6 @@ class Shared:
     config: ServerConfig
     is_draining: bool = False
     """Replies say that the connection ends with them."""
-
-    def path_of(self, url: bytes) -> str:
-        """Return a URL's path without what may stand before every route."""
-        path, prefix = unquote(httptools.parse_url(url).path.decode("ascii")), self.config.url_prefix.rstrip("/")
-        return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
 
 
 class Connection(HttpToolsProtocol):
@@ -115,7 +108,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Refuse at the door, or begin to work."""
         self._phase, self._timed = Phase.BODY, None
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
         if size > self._shared.config.max_header_bytes or len(self.headers) > MAX_HEADERS:
             self._end(self._shared.edge.broken(_large_head()))
         elif refusal := self._refused():
@@ -129,7 +122,7 @@ class Connection(HttpToolsProtocol):
         if self._working:
             return None  # pipelined: a reply must not overtake the one before it
         method, peer = self.parser.get_method().decode("ascii"), self.client[0] if self.client else "local"
-        return self._shared.edge.refusal(method, self._shared.path_of(self.url), self.headers, peer)
+        return self._shared.edge.refusal(method, self.url, self.headers, peer)
 
     def on_chunk_header(self) -> None:
         """Count chunks: each costs more than the bytes in it."""
@@ -210,7 +203,7 @@ class Connection(HttpToolsProtocol):
         if self._phase is Phase.READY or self._refusal:
             self.transport.close()  # nothing came, or it has its answer
         else:
-            self._end(self._shared.edge.late(self._shared.path_of(self.url) if self._phase is Phase.BODY else ""))
+            self._end(self._shared.edge.late(self.url))
 
     # A client that does not read
 

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from quiver.api.call import Call, Reply
 from quiver.api.connection import LINGER_SECONDS, Connection, Shared
 from quiver.api.dispatch import Api
-from quiver.api.edge import Edge
+from quiver.api.edge import Edge, path_below
 from quiver.config import ServerConfig
 from quiver.errors import BodyTooLarge, ConfigError, Refused, WrongMediaType
 
@@ -44,7 +44,7 @@ class HttpApp:
     def __init__(self, api: Api, *, max_body_bytes: int, url_prefix: str = "") -> None:
         self._api = api
         self._max_body_bytes = max_body_bytes
-        self._url_prefix = url_prefix.rstrip("/")
+        self._url_prefix = url_prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -61,7 +61,7 @@ class HttpApp:
     async def _answer(
         self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send, grow: Callable[[int], None]
     ) -> None:
-        path = self._own_path(scope["path"])
+        path = path_below(self._url_prefix, scope["path"])
         try:
             _check_coding(headers)
             body = await self._read_body(headers, receive, grow)
@@ -73,10 +73,6 @@ class HttpApp:
         call = Call(scope["method"], path, headers, body, query, peer)
         reply = await _unless_disconnected(self._api.receive(call), receive)
         await _send(reply, _request_id(headers), send)
-
-    def _own_path(self, path: str) -> str:
-        """Leave out what stands before every route."""
-        return path.removeprefix(self._url_prefix) if path.startswith(f"{self._url_prefix}/") else path
 
     async def _read_body(self, headers: dict[str, str], receive: Receive, grow: Callable[[int], None]) -> bytes:
         """Read the body, and no more of it than the limit; a chunked one is counted as it comes."""

@@ -30,7 +30,7 @@ class Encoders:
     async def run(self, work: Callable[[], T]) -> T:
         """Do what would hold up the event loop (a long text takes milliseconds). Raises `Stalled`."""
         if self.fault.done():
-            raise self.fault.result()
+            raise Stalled(self.fault.result().message)
         future: asyncio.Future[T] = self._loop.create_future()
         self._waiting.add(future)
         try:
@@ -63,11 +63,11 @@ class Encoders:
     def _on_stalled(self, why: str) -> None:
         self._loop.call_soon_threadsafe(self._fail, Stalled(why))
 
-    def _fail(self, error: EngineError) -> None:
+    def _fail(self, error: Stalled) -> None:
         if not self.fault.done():
             self.fault.set_result(error)
         for future in self._waiting:
-            _resolve(future, None, error)
+            _resolve(future, None, Stalled(error.message))
 
     def close(self) -> None:
         """End the threads; one that is stuck is left behind."""

@@ -134,7 +134,7 @@ class Scheduler:
         asked = sum(len(ticket.encoding) for ticket in tickets)
         with self._changed:
             if self._died:
-                raise self._died
+                raise _like(self._died)
             if self._closed:
                 raise Closed("the server is stopping")
             waiting, seconds = self._waiting.num_tokens, self._seconds_until(asked, caller, priority)
@@ -171,7 +171,7 @@ class Scheduler:
             while batch := self._waiting.take_batch(self._bounds.budget):
                 left += batch
             self._changed.notify_all()
-        self._answer(left, [error] * len(left))
+        self._answer(left, [_like(error) for _ in left])
 
     # In the lanes
 
@@ -219,7 +219,7 @@ class Scheduler:
             self._deaths = [death for death in self._deaths if now - death < DEATHS_SECONDS] + [now]
             is_over = self._closed or len(self._deaths) > MAX_DEATHS
         self._observer.lane_died(self._name, why)
-        self._answer(batch, [LaneDied(why)] * len(batch))
+        self._answer(batch, [LaneDied(why) for _ in batch])
         if is_over:
             self._end(LaneDied(why))
         else:
@@ -255,6 +255,11 @@ def overloaded(waiting: int, seconds: float) -> Overloaded:
     return Overloaded(
         f"{waiting} tokens are waiting already; come back in {seconds:.1f} s", retry_after_seconds=seconds
     )
+
+
+def _like(error: QuiverError) -> QuiverError:
+    """Return an error of its own for each task that raises it: one for all would gather all their tracebacks."""
+    return type(error)(error.message)
 
 
 def _announce(fault: asyncio.Future[EngineError], error: EngineError) -> None:
