@@ -17,6 +17,7 @@ from quiver.app import App
 from quiver.config import Config, Dtype, ModelsConfig, ModelSettings
 from quiver.engine import model as loading
 from quiver.engine.model import Model
+from quiver.engine.openai_ids import OpenAIIds
 from quiver.models.catalogue import Catalogue
 from quiver.models.files import ModelFiles
 
@@ -49,7 +50,11 @@ def minilm(request: pytest.FixtureRequest, minilm_files: ModelFiles) -> Iterator
 
 @contextlib.asynccontextmanager
 async def assembled(
-    model: Model | None = None, *, models: Mapping[str, Any] | None = None, **sections: Any
+    model: Model | None = None,
+    *,
+    models: Mapping[str, Any] | None = None,
+    openai_ids: OpenAIIds | None = None,
+    **sections: Any,
 ) -> AsyncIterator[App]:
     """Put a server's parts together around one model, without a listener.
 
@@ -57,7 +62,7 @@ async def assembled(
     """
     model = model or hash_model()
     config = Config(**sections, models=ModelsConfig(**{"model": (model.spec.id,), **(models or {})}))
-    parts = app.build(config)
+    parts = app.build(config, openai_ids)
     async with parts.engine, parts.service.jobs:
         parts.engine.replicas.add(model.spec.id, model, batch_invariant=True)
         yield parts

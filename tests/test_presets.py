@@ -180,6 +180,7 @@ NAMES = {
     "ai-embedding-inference-server": [
         ("MODEL_ID", "BAAI/bge-large-en-v1.5", "model", ("BAAI/bge-large-en-v1.5",)),
         ("REVISION", "refs/pr/1", "revision", ("refs/pr/1",)),
+        ("TOKENIZATION_WORKERS", "3", "encoders", 3),
         ("DTYPE", "float16", "dtype", ("float16",)),
         ("POOLING", "last-token", "pooling", ("last_token",)),
         ("MAX_CONCURRENT_REQUESTS", "4", "max_concurrent_requests", 4),
@@ -247,7 +248,7 @@ def test_a_systems_own_names_are_understood(preset, name, text, field, value):
 def test_names_without_a_counterpart_stop_nothing(preset):
     """Telemetry, certificates and the like of another system are no settings of ours, and no mistake either."""
     others = ("OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT", "SERVICE_NAME", "SERVER_SSL_ENABLED", "REDIS_URL", "RUST_LOG",
-              "TOKENIZATION_WORKERS", "CUDA_ARENA_SIZE", "INFINITY_DEVICE", "PATH_SOCKETS")  # fmt: skip
+              "CUDA_ARENA_SIZE", "INFINITY_DEVICE", "PATH_SOCKETS")  # fmt: skip
     assert load(preset, **dict.fromkeys(others, "anything")) == load(preset)
 
 

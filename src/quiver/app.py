@@ -30,6 +30,7 @@ from quiver.api.s3_embedding import S3_EMBEDDING
 from quiver.api.tei import TEI
 from quiver.api.voyage import VOYAGE
 from quiver.config import Config
+from quiver.engine import openai_ids
 from quiver.engine.engine import Engine
 from quiver.errors import QuiverError, Refused, SetupError
 from quiver.gate import Gate
@@ -69,10 +70,11 @@ class App:
     api: Api
 
 
-def build(config: Config) -> App:
-    """Put a server together; call it on the event loop."""
+def build(config: Config, ids: openai_ids.OpenAIIds | None = None) -> App:
+    """Put a server together; call it on the event loop. Raises `ConfigError`."""
     observer = Observer()
-    engine = Engine(config.models, config.engine, Catalogue.load(), observer)
+    ids = ids or openai_ids.configured(config.engine)
+    engine = Engine(config.models, config.engine, Catalogue.load(), observer, ids)
     service = Service(engine, observer)
     dialects = (*DIALECTS, docs_routes(DIALECTS, OPENAI))
     router = Router(dialects, SHARED, config.server.root_dialects)

@@ -32,6 +32,10 @@ Activation = Literal["sigmoid", "softmax"]
 Side = Literal["left", "right"]
 """Where an over-long input is cut."""
 
+IdsOf = Literal["native", "cl100k", "refuse", "configured"]
+"""Whose token ids are: the model's own, those of OpenAI's tokenizer, nobody's, or what the server is told to take
+them for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -75,6 +79,8 @@ class EmbedRequest(ModelRequest):
     """Inputs to turn into vectors, and how."""
 
     inputs: Sequence[Input]
+    ids_of: IdsOf = "native"
+    """Whose the token ids among the inputs are."""
     dimensions: int | None = None
     """Matryoshka cut; None keeps them all."""
     prompt: str | None = None

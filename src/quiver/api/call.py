@@ -18,6 +18,14 @@ LOCAL = Caller("local")
 T = TypeVar("T")
 
 
+@dataclass(slots=True)
+class Places:
+    """How many requests may be at work at once, and how many are."""
+
+    limit: int
+    taken: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request; header names are in lower case."""
@@ -33,6 +41,8 @@ class Call:
     params: Mapping[str, str] = field(default_factory=dict)
     """What the route's `{name}`s matched."""
     caller: Caller = LOCAL
+    places: Places | None = None
+    """Those that it has one of; None where there is no bound."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import structlog
 
-from quiver.api.call import Call, Dialect, Reply, Route, refuse
+from quiver.api.call import Call, Dialect, Places, Reply, Route, refuse
 from quiver.api.router import Router
 from quiver.errors import Overloaded, QuiverError
 from quiver.gate import Gate
@@ -26,11 +26,13 @@ class Admission:
         self._max_requests = max_requests
         self._wait_seconds = wait_seconds
         self._places = asyncio.Semaphore(max_requests)
+        self.places = Places(max_requests) if max_requests else None
+        """For who wants to know; None where there is no bound."""
 
     @asynccontextmanager
     async def place(self, route: Route) -> AsyncIterator[None]:
         """Hold a place while a request is at work; what only looks needs none. Raises `Overloaded`."""
-        if not self._max_requests or route.public or route.method != "POST":
+        if not self.places or route.public or route.method != "POST":
             yield
             return
         try:
@@ -41,9 +43,11 @@ class Admission:
                 f"{self._max_requests} requests are at work already: send fewer at a time",
                 retry_after_seconds=max(1.0, self._wait_seconds),
             ) from error
+        self.places.taken += 1
         try:
             yield
         finally:
+            self.places.taken -= 1
             self._places.release()
 
 
@@ -75,7 +79,8 @@ class Api:
             template = route.path
             caller = Caller(call.peer) if route.public else self._gate.admit(call.headers, call.peer)
             async with self._admission.place(route):
-                reply = await route.handler(self._service, replace(call, params=params, caller=caller))
+                asked = replace(call, params=params, caller=caller, places=self._admission.places)
+                reply = await route.handler(self._service, asked)
         except QuiverError as error:
             reply = refuse(dialect, error)
         except Exception:

@@ -1,11 +1,13 @@
 """The verbs over all models: texts to vectors, scores and tokens. Knows callers by their turn alone, and no API."""
 
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Self
 
 import numpy as np
 
 from quiver.config import EngineConfig, ModelsConfig
+from quiver.engine.openai_ids import OpenAIIds
 from quiver.engine.outputs import cut
 from quiver.engine.pooling import normalise
 from quiver.engine.prompts import choose_prompt
@@ -26,6 +28,7 @@ from quiver.types import (
     EmbedRequest,
     Encoding,
     Floats,
+    Input,
     Kind,
     ModelRequest,
     Ranking,
@@ -53,9 +56,15 @@ class Engine:
     """Every verb for every model. Made on the event loop; `load` it, then ask; `close` it at the end."""
 
     def __init__(
-        self, models_config: ModelsConfig, config: EngineConfig, catalogue: Catalogue, observer: Observer
+        self,
+        models_config: ModelsConfig,
+        config: EngineConfig,
+        catalogue: Catalogue,
+        observer: Observer,
+        openai_ids: OpenAIIds | None = None,
     ) -> None:
         self._default_prompt = models_config.default_prompt
+        self._openai_ids = openai_ids or OpenAIIds()
         self._runner = Runner(config, observer)
         self.replicas = Replicas(models_config, config, catalogue, observer)
         self.limits = self._runner.limits
@@ -74,10 +83,11 @@ class Engine:
                 _require_token_vectors(replica)
             unit_length = spec.normalize if request.normalize is None else request.normalize
             form = Form(self._prompt(request, replica), unscaled=unit_length != spec.normalize)
+            inputs = await self._inputs(request)
             if request.late_chunking:
-                vectors, usage = await self._runner.run_together(replica, request, request.inputs, caller, form)
+                vectors, usage = await self._runner.run_together(replica, request, inputs, caller, form)
             else:
-                computed = await self._runner.run(replica, request, request.inputs, caller, form)
+                computed = await self._runner.run(replica, request, inputs, caller, form)
                 vectors, usage = np.stack(computed.results), computed.usage
             if unit_length and (form.unscaled or request.late_chunking):
                 vectors = normalise(vectors)
@@ -159,6 +169,12 @@ class Engine:
 
     def _lease(self, request: ModelRequest, *kinds: Kind) -> AbstractAsyncContextManager[Replica]:
         return self.replicas.lease(request.model, kinds, timeout_seconds=self._runner.timeout(request))
+
+    async def _inputs(self, request: EmbedRequest) -> Sequence[Input]:
+        """Return the inputs with texts in the place of ids that are not the model's own."""
+        if all(isinstance(given, str) for given in request.inputs):
+            return request.inputs
+        return await self._runner.in_thread(lambda: self._openai_ids.read(request.inputs, request.ids_of))
 
     def _prompt(self, request: EmbedRequest, replica: Replica) -> str:
         """Return what stands before each text: what the request says, else what is configured."""

@@ -51,7 +51,8 @@ class Runner:
     def __init__(self, config: EngineConfig, observer: Observer) -> None:
         self._config = config
         self._observer = observer
-        self._encoders = ThreadPoolExecutor(cores(), thread_name_prefix="encode")
+        self._num_encoders = config.encoders or cores()
+        self._encoders = ThreadPoolExecutor(self._num_encoders, thread_name_prefix="encode")
 
     @property
     def limits(self) -> Limits:
@@ -61,7 +62,7 @@ class Runner:
             client_batch_size=config.max_client_batch_size,
             waiting_tokens=config.max_waiting_tokens,
             truncate=config.truncate,
-            encoders=cores(),
+            encoders=self._num_encoders,
         )
 
     async def run(
