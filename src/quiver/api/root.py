@@ -53,6 +53,7 @@ SHARED: Shared = {
         Choice("cohere", sent_by("cohere")),
         Choice("cohere", asks("endpoint", "default_only", "page_size", "page_token")),
         Choice("openai"),
+        Choice("infinity"),
     ),
     ("GET", "/v1/models/{id:path}"): (Choice("cohere", sent_by("cohere")), Choice("openai")),
     ("POST", "/"): (Choice("tei", has("inputs", "texts", "query")),),
@@ -79,16 +80,20 @@ SHARED: Shared = {
         Choice("voyage", has("truncation", "output_dtype", "output_dimension")),
         Choice("jina", has("task", "late_chunking", "embedding_type", "normalized", "return_multivector")),
         Choice("jina", says("input", rb"\[\s*\{")),
+        Choice("infinity", has("modality")),
         Choice("openai", has("dimensions", "prompt_name", "truncate", "user")),
         Choice("voyage", says("input_type", rb'"(query|document)"')),  # in Voyage's own examples, nothing else tells
         Choice("openai"),
+        Choice("infinity"),
     ),
     ("POST", "/v1/rerank"): (
         Choice("voyage", has("top_k", "truncation")),
+        Choice("infinity", has("raw_scores")),
         Choice("cohere", sent_by("cohere")),
         Choice("cohere", has("rank_fields", "max_chunks_per_doc", "max_tokens_per_doc")),
         Choice("jina"),  # its clients read documents that they did not ask for; Cohere's and vLLM's read the rest
         Choice("cohere"),
+        Choice("infinity"),
     ),
 }
 """By method and path; the order of the choices is the order in which they are tried."""
