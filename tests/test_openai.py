@@ -179,13 +179,14 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 async def test_bad_input_is_refused_with_the_reason(parts, name):
-    """Whatever the body, the reply is a 4xx in OpenAI's shape that names the field; the next request is answered."""
+    """Whatever the body, the reply is a 4xx that has OpenAI's object, which names the field; the next one is answered."""
     body, status, code, param = REFUSED[name]
 
     got, reply = await ask(parts, body)
 
     assert got == status, reply
-    assert list(reply) == ["error"]
+    assert list(reply) == ["error", "message", "detail"]
+    assert reply["message"] == reply["detail"] == reply["error"]["message"]
     assert list(reply["error"]) == ["message", "type", "param", "code"]
     assert reply["error"]["type"] == "invalid_request_error"
     assert reply["error"]["message"]

@@ -23,7 +23,7 @@ from quiver.api.mixedbread import MIXEDBREAD
 from quiver.api.ollama import OLLAMA
 from quiver.api.openai import OPENAI
 from quiver.api.openapi import docs_routes
-from quiver.api.root import SHARED
+from quiver.api.root import SHARED, widened
 from quiver.api.router import Router
 from quiver.api.runpod import runpod_dialect
 from quiver.api.s3_embedding import S3_EMBEDDING
@@ -77,7 +77,7 @@ def build(config: Config, ids: openai_ids.OpenAIIds | None = None) -> App:
     engine = Engine(config.models, config.engine, Catalogue.load(), observer, ids)
     service = Service(engine, observer)
     dialects = (*DIALECTS, docs_routes(DIALECTS, OPENAI))
-    router = Router(dialects, SHARED, config.server.root_dialects)
+    router = Router(dialects, SHARED, config.server.root_dialects, widened)
     gate, limits = Gate(config.server.api_key), config.server
     admission = Admission(max_requests=limits.max_concurrent_requests, wait_seconds=limits.queue_seconds)
     return App(config, engine, service, Api(router, OPENAI, service, gate, observer, admission))

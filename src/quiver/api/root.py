@@ -5,9 +5,15 @@ Facts of their clients: each body below is what the client of that API sends, an
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
-from quiver.api.call import Call
+import msgspec
+
+from quiver.api.call import Call, Dialect
+from quiver.api.openai import render_error
 from quiver.api.router import Choice, Keys, Shared
+from quiver.errors import QuiverError
 
 Condition = Callable[[Call, Keys], bool]
 
@@ -97,3 +103,23 @@ SHARED: Shared = {
     ),
 }
 """By method and path; the order of the choices is the order in which they are tried."""
+
+WIDE = frozenset({"/embeddings", "/rerank", "/v1/embeddings", "/v1/rerank"})
+"""Where clients of hosted APIs call with bodies that may be those of another: each looks for the reason elsewhere."""
+
+
+def widened(path: str, dialect: Dialect) -> Dialect:
+    """Return a dialect whose errors the clients of all can read: OpenAI's object, Cohere's `message`, Voyage's `detail`.
+
+    TEI's calls are told by their own field, and its `error` is a text.
+    """
+    if path not in WIDE or dialect.name == "tei":
+        return dialect
+    return replace(dialect, render_error=partial(_render_for_all, dialect))
+
+
+def _render_for_all(dialect: Dialect, status: int, error: QuiverError) -> bytes:
+    """Write an error as the dialect does, with what the others' clients look for behind it."""
+    own = msgspec.json.decode(dialect.render_error(status, error))
+    others = {**msgspec.json.decode(render_error(status, error)), "message": error.message, "detail": error.message}
+    return msgspec.json.encode(own | {name: value for name, value in others.items() if name not in own})
