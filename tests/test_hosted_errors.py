@@ -287,8 +287,18 @@ def test_a_call_at_the_root_reaches_the_api_that_it_was_made_for(method, path, b
     assert Router(app.DIALECTS, SHARED).find(call)[0].name == owner
 
 
-@pytest.mark.parametrize(("preferred", "owner"), [((), "jina"), (("cohere",), "cohere"), (("openai",), "jina")])
-def test_a_rerank_that_tells_nothing_goes_where_the_settings_say(preferred, owner):
-    """Jina's and Cohere's bodies may be the same: `root_dialects` decides, and Jina without it."""
+@pytest.mark.parametrize("owner", ["jina", "cohere", "voyage", "infinity"])
+def test_a_rerank_that_tells_nothing_goes_where_the_settings_say(owner):
+    """The bodies of several APIs may be the same: `root_dialects` decides, and without it, it is Jina's."""
     call = Call("POST", "/v1/rerank", {}, json.dumps(PAIRS).encode())
-    assert Router(app.DIALECTS, SHARED, preferred).find(call)[0].name == owner
+    assert Router(app.DIALECTS, SHARED, ("openai", owner)).find(call)[0].name == owner
+    assert Router(app.DIALECTS, SHARED, ("openai",)).find(call)[0].name == "jina"
+
+
+@pytest.mark.parametrize("owner", ["openai", "jina", "voyage", "mixedbread", "infinity"])
+@pytest.mark.parametrize("body", [PLAIN, {**PLAIN, "dimensions": 8}, b"no json"])
+def test_embeddings_that_tell_nothing_go_where_the_settings_say(owner, body):
+    """Texts and a model are everybody's body: `root_dialects` decides, and without it, it is OpenAI's."""
+    call = Call("POST", "/v1/embeddings", {}, body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert Router(app.DIALECTS, SHARED, (owner,)).find(call)[0].name == owner
+    assert Router(app.DIALECTS, SHARED).find(call)[0].name == "openai"

@@ -29,6 +29,16 @@ def says(name: str, pattern: bytes) -> Condition:
     return lambda _, keys: name in keys and begins.match(keys[name]) is not None
 
 
+def both(one: Condition, other: Condition) -> Condition:
+    """Tell by two things together."""
+    return lambda call, keys: one(call, keys) and other(call, keys)
+
+
+def lacks(*names: str) -> Condition:
+    """Tell by fields that the body has not."""
+    return lambda _, keys: all(name not in keys for name in names)
+
+
 def asks(*names: str) -> Condition:
     """Tell by what stands behind the path's `?`."""
     return lambda call, _: any(name in call.query for name in names)
@@ -40,6 +50,9 @@ def sent_by(client: str) -> Condition:
         client in call.headers.get(header, "").lower() for header in ("user-agent", "x-fern-sdk-name")
     )
 
+
+NOT_VOYAGES = ("dimensions", "prompt_name", "truncate", "user")
+"""In Voyage's own examples nothing but `input_type` tells; OpenAI's dialect here knows that word too."""
 
 SHARED: Shared = {
     ("GET", "/"): (Choice("tei"),),
@@ -87,10 +100,12 @@ SHARED: Shared = {
         Choice("jina", has("task", "late_chunking", "embedding_type", "normalized", "return_multivector")),
         Choice("jina", says("input", rb"\[\s*\{")),
         Choice("infinity", has("modality")),
-        Choice("openai", has("dimensions", "prompt_name", "truncate", "user")),
-        Choice("voyage", says("input_type", rb'"(query|document)"')),  # in Voyage's own examples, nothing else tells
+        Choice("voyage", both(says("input_type", rb'"(query|document)"'), lacks(*NOT_VOYAGES))),
         Choice("openai"),
         Choice("infinity"),
+        Choice("jina"),
+        Choice("voyage"),
+        Choice("mixedbread"),
     ),
     ("POST", "/v1/rerank"): (
         Choice("voyage", has("top_k", "truncation")),
@@ -100,6 +115,7 @@ SHARED: Shared = {
         Choice("jina"),  # its clients read documents that they did not ask for; Cohere's and vLLM's read the rest
         Choice("cohere"),
         Choice("infinity"),
+        Choice("voyage"),
     ),
 }
 """By method and path; the order of the choices is the order in which they are tried."""
