@@ -302,3 +302,12 @@ def test_embeddings_that_tell_nothing_go_where_the_settings_say(owner, body):
     call = Call("POST", "/v1/embeddings", {}, body if isinstance(body, bytes) else json.dumps(body).encode())
     assert Router(app.DIALECTS, SHARED, (owner,)).find(call)[0].name == owner
     assert Router(app.DIALECTS, SHARED).find(call)[0].name == "openai"
+
+
+@pytest.mark.parametrize("path", ["/v1/v1/embed", "/v1/v1/rerank", "/v1/v1/models", "/v1/v1/models/test/hash"])
+def test_a_version_that_is_named_twice_is_named_once(path):
+    """Clients that put /v1 before their paths find them with a base URL that ends so as well."""
+    call = Call("GET" if "models" in path else "POST", path, FERN, b'{"texts": ["a"]}')
+    dialect, route, _ = Router(app.DIALECTS, SHARED).find(call)
+    assert dialect.name == "cohere"
+    assert route.path.count("/v1") == 1

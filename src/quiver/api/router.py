@@ -99,6 +99,8 @@ class Router:
         return by_name[name]
 
     def _match(self, path: str) -> tuple[Mapping[str, list[Claim]], Mapping[str, str]]:
+        if path.startswith("/v1/v1/"):  # a client that adds /v1 itself was given it in its base URL, too
+            path = path.removeprefix("/v1")
         if methods := self._fixed.get(path) or (self._fixed.get(path.rstrip("/")) if path != "/" else None):
             return methods, {}
         for pattern, methods in self._patterns:
