@@ -17,6 +17,7 @@ from quiver.app import App
 from quiver.config import Config, Dtype, ModelsConfig, ModelSettings
 from quiver.engine import model as loading
 from quiver.engine.model import Model, WarmUp
+from quiver.engine.openai_ids import OpenAIIds
 from quiver.engine.scheduler import MAX_DEATHS
 from quiver.errors import LaneDied
 from quiver.models.catalogue import Catalogue
@@ -52,7 +53,11 @@ def minilm(request: pytest.FixtureRequest, minilm_files: ModelFiles) -> Iterator
 
 @contextlib.asynccontextmanager
 async def assembled(
-    model: Model | None = None, *, models: Mapping[str, Any] | None = None, **sections: Any
+    model: Model | None = None,
+    *,
+    models: Mapping[str, Any] | None = None,
+    openai_ids: OpenAIIds | None = None,
+    **sections: Any,
 ) -> AsyncIterator[App]:
     """Put a server's parts together around one model, without a listener.
 
@@ -60,7 +65,7 @@ async def assembled(
     """
     model = model or hash_model()
     config = Config(**sections, models=ModelsConfig(**{"model": (model.spec.id,), **(models or {})}))
-    parts = app.build(config)
+    parts = app.build(config, openai_ids)
     async with parts.engine, parts.service.jobs:
         parts.engine.replicas.add(model.spec.id, model, WarmUp())
         yield parts

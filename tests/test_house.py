@@ -40,7 +40,7 @@ LAYERS = (
     ("quiver.engine.replicas", "quiver.engine.probe", "quiver.engine.encoders"),
     ("quiver.engine.statuses", "quiver.engine.threads"),
     ("quiver.engine.model",),
-    ("quiver.engine.scheduler", "quiver.engine.tokenizer", "quiver.engine.outputs"),
+    ("quiver.engine.scheduler", "quiver.engine.tokenizer", "quiver.engine.outputs", "quiver.engine.openai_ids"),
     ("quiver.engine.attempts", "quiver.engine.watchdog"),
     ("quiver.engine.waiting", "quiver.engine.pooling", "quiver.engine.prompts", "quiver.engine.scoring"),
     ("quiver.engine.packing", "quiver.engine.backlog"),

@@ -82,6 +82,9 @@ async def test_a_request_of_a_trace_is_called_by_it(url):
     given = {
         f"00-{trace}-00f067aa0ba902b7-01": True,
         f"01-{trace}-00f067aa0ba902b7-00": True,
+        f"01-{trace}-00f067aa0ba902b7-00-more": True,
+        f"01-{trace}-00f067aa0ba902b7-00more": False,
+        f"00-{trace}-00f067aa0ba902b7-00-more": False,
         f"ff-{trace}-00f067aa0ba902b7-01": False,
         f"00-{'0' * 32}-00f067aa0ba902b7-01": False,
         f"00-{trace}-{'0' * 16}-01": False,

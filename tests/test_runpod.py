@@ -282,7 +282,7 @@ async def test_a_purge_leaves_what_runs(lane):
 
 
 async def test_openais_api_is_whole_under_an_endpoint(parts):
-    """Its replies are those of /v1, errors included."""
+    """Its replies are those of /openai/v1, errors included."""
     calls = [
         ("POST", "/v1/embeddings", {"input": "a"}),
         ("POST", "/v1/embeddings", {"input": 5}),
@@ -291,7 +291,7 @@ async def test_openais_api_is_whole_under_an_endpoint(parts):
         ("GET", "/v1/models/no/such", None),
     ]
     for method, path, body in calls:
-        expected = await ask(parts, path, body, method=method)
+        expected = await ask(parts, f"/openai{path}", body, method=method)
         assert await ask(parts, f"{ENDPOINT}/openai{path}", body, method=method) == expected
 
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from quiver.config import ServerConfig
 from quiver.engine.engine import Engine
 from quiver.errors import Closed, Overloaded, QuiverError, Unavailable
-from quiver.types import Caller
+from quiver.types import Caller, Places
 
 BYTES_PER_TOKEN = 4
 """What a body holds of a token, roughly: the queue counts exactly, once it is read."""
@@ -27,7 +27,9 @@ class Admission:
     def __init__(self, config: ServerConfig, engine: Engine) -> None:
         self._config = config
         self._engine = engine
-        self._places = asyncio.Semaphore(config.max_concurrent_requests)
+        self._turns = asyncio.Semaphore(config.max_concurrent_requests)
+        self.places = Places(config.max_concurrent_requests) if config.max_concurrent_requests else None
+        """None where requests at work are not bounded."""
         self._num_bytes = 0
         self._refusals: dict[tuple[str, float], Overloaded] = {}
         self.memory_is_short = False
@@ -57,7 +59,7 @@ class Admission:
 
     def _no_turn(self, num_bytes: int, caller: Caller) -> Unavailable | None:
         config, left = self._config, caller.seconds_left()
-        if config.max_concurrent_requests and not config.queue_seconds and self._places.locked():
+        if self.places and not config.queue_seconds and self._turns.locked():
             return self._no_place()
         seconds = self._engine.replicas.seconds_until(num_bytes // BYTES_PER_TOKEN, caller)
         if seconds > MARGIN * min(left, config.max_wait_seconds or left):
@@ -83,18 +85,20 @@ class Admission:
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """Hold one of the places of requests that are at work. Raises `Overloaded`."""
-        if not self._config.max_concurrent_requests:
+        if not self.places:
             yield
             return
         try:
             async with asyncio.timeout(self._config.queue_seconds):
-                await self._places.acquire()
+                await self._turns.acquire()
         except TimeoutError as error:
             raise self._no_place() from error
+        self.places.taken += 1
         try:
             yield
         finally:
-            self._places.release()
+            self.places.taken -= 1
+            self._turns.release()
 
     def close(self) -> None:
         """Let nothing in any more."""

@@ -29,13 +29,14 @@ from quiver.api.mixedbread import MIXEDBREAD
 from quiver.api.ollama import OLLAMA
 from quiver.api.openai import OPENAI
 from quiver.api.openapi import docs_routes
-from quiver.api.root import SHARED
+from quiver.api.root import SHARED, widened
 from quiver.api.router import Router
 from quiver.api.runpod import runpod_dialect
 from quiver.api.s3_embedding import S3_EMBEDDING
 from quiver.api.tei import TEI
 from quiver.api.voyage import VOYAGE
 from quiver.config import Config
+from quiver.engine import openai_ids
 from quiver.engine.engine import Engine
 from quiver.engine.watchdog import Watchdog
 from quiver.errors import EngineError, QuiverError, Refused, SetupError
@@ -88,13 +89,14 @@ class App:
     edge: Edge
 
 
-def build(config: Config) -> App:
-    """Put a server together; call it on the event loop."""
+def build(config: Config, ids: openai_ids.OpenAIIds | None = None) -> App:
+    """Put a server together; call it on the event loop. Raises `ConfigError`."""
     observer, limits = Observer(), config.server
     watchdog = Watchdog(stall_seconds=config.engine.stall_seconds, loop_stalled=_abort, loop_lag=observer.loop_lagged)
-    engine = Engine(config.models, config.engine, Catalogue.load(), observer, watchdog)
+    ids = ids or openai_ids.configured(config.engine)
+    engine = Engine(config.models, config.engine, Catalogue.load(), observer, watchdog, ids)
     service = Service(engine, observer)
-    router = Router((*DIALECTS, docs_routes(DIALECTS, OPENAI)), SHARED, limits.root_dialects)
+    router = Router((*DIALECTS, docs_routes(DIALECTS, OPENAI)), SHARED, limits.root_dialects, widened)
     gate, admission = Gate(limits.api_key), Admission(limits, engine)
     api = Api(router, service, gate, observer, admission, timeout_seconds=limits.timeout_seconds)
     edge = Edge(router, admission, observer, limits)

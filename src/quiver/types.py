@@ -34,6 +34,10 @@ Activation = Literal["sigmoid", "softmax"]
 Side = Literal["left", "right"]
 """Where an over-long input is cut."""
 
+IdsOf = Literal["native", "cl100k", "refuse", "configured"]
+"""Whose token ids are: the model's own, those of OpenAI's tokenizer, nobody's, or what the server is told to take
+them for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -81,6 +85,8 @@ class EmbedRequest(ModelRequest):
     """Inputs to turn into vectors, and how."""
 
     inputs: Sequence[Input]
+    ids_of: IdsOf = "native"
+    """Whose the token ids among the inputs are."""
     dimensions: int | None = None
     """Matryoshka cut; None keeps them all."""
     prompt: str | None = None
@@ -320,6 +326,14 @@ class Queue:
     capacity_tokens: int
     seconds: float
     """How long it will take until a new input is computed, by the speed measured so far."""
+
+
+@dataclass(slots=True)
+class Places:
+    """How many requests may be at work at once, and how many are."""
+
+    limit: int
+    taken: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import msgspec
 from quiver import errors
 from quiver.errors import InvalidInput, InvalidJson, QuiverError, Unavailable, WrongMediaType, WrongMethod
 from quiver.service import Service
-from quiver.types import Caller, Timings
+from quiver.types import Caller, Places, Timings
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -34,6 +34,8 @@ class Call:
     params: Mapping[str, str] = field(default_factory=dict)
     """What the route's `{name}`s matched."""
     caller: Caller = LOCAL
+    places: Places | None = None
+    """Those that it has one of; None where there is no bound."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,8 @@ class Api:
         if route.public or route.is_queued:
             return await route.handler(self._service, call)
         seconds = patience(call.headers, self._timeout_seconds)
-        call = replace(call, caller=replace(call.caller, deadline=time.monotonic() + seconds))
+        caller = replace(call.caller, deadline=time.monotonic() + seconds)
+        call = replace(call, caller=caller, places=self.admission.places)
         try:
             async with asyncio.timeout(seconds):
                 async with self.admission.place() if route.method == "POST" else nullcontext():

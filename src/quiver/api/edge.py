@@ -6,7 +6,7 @@ let in keep their time.
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import unquote
@@ -53,7 +53,7 @@ class Edge:
         self._cors_origins = frozenset(config.cors_origins)
         self._url_prefix = config.url_prefix
         self._known: dict[tuple[str, bytes], tuple[Dialect, Route | None]] = {}
-        self._ready_made: dict[tuple[str, QuiverError], tuple[bytes, bytes]] = {}
+        self._ready_made: dict[tuple[Callable[[int, QuiverError], bytes], QuiverError], tuple[bytes, bytes]] = {}
 
     def refusal(self, method: str, url: bytes, headers: Headers, peer: str) -> Refusal | None:
         """Return the response to a request that cannot be let in now, or None for one that can."""
@@ -87,7 +87,7 @@ class Edge:
     def _written(self, dialect: Dialect, error: QuiverError, given: Mapping[bytes, bytes]) -> Refusal:
         self._observer.request_refused(error.code)
         closes = not isinstance(error, Overloaded)  # whoever comes back soon should find the door open
-        key = (dialect.name, error)
+        key = (dialect.render_error, error)
         if key not in self._ready_made:
             if len(self._ready_made) >= MAX_KNOWN:
                 self._ready_made.clear()

@@ -24,8 +24,8 @@ from quiver.config import ServerConfig
 from quiver.errors import BodyTooLarge, ConfigError, Refused, WrongMediaType
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_TRACE_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-"""W3C's trace context: version, trace, parent, flags."""
+_TRACE_PARENT = re.compile(r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+"""W3C's trace context: version, trace, parent, flags; versions after 00 may have more behind these."""
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep an idle connection (httpx: 5): who closes first must be the client, or a request that it

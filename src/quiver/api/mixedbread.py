@@ -12,7 +12,7 @@ from quiver import __version__, types
 from quiver.api.call import Call, Dialect, Reply, Route, decode_json
 from quiver.api.documents import Document, texts_of
 from quiver.api.vectors import Form, in_forms, write_array, write_object
-from quiver.errors import QuiverError
+from quiver.errors import InvalidInput, QuiverError
 from quiver.service import Service
 from quiver.types import Embeddings, EmbedRequest, RerankRequest
 
@@ -161,6 +161,8 @@ async def rerank(service: Service, call: Call) -> Reply:
     """Rerank."""
     body = decode_json(call, RerankBody)
     top_k, shown = body.top_k or TOP_K, bool(body.return_input)
+    if not body.input:
+        raise InvalidInput("input is empty: send at least one text", param="input")
     request = RerankRequest(
         query=body.query,
         documents=texts_of(body.input, "input", body.rank_fields),

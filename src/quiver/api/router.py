@@ -29,13 +29,22 @@ Shared = Mapping[tuple[str, str], Sequence[Choice]]
 """By method and path: the first choice that fits is taken; of those without a condition, the preferred one."""
 
 Claim = tuple[Dialect, Route]
+Widen = Callable[[str, Dialect], Dialect]
+"""(path, owner) -> the owner as it is to answer there, where clients of other APIs may call as well."""
 
 
 class Router:
     """Finds the route of a call: a dictionary for fixed paths, patterns for the others."""
 
-    def __init__(self, dialects: Sequence[Dialect], shared: Shared, preferred: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        dialects: Sequence[Dialect],
+        shared: Shared,
+        preferred: Sequence[str] = (),
+        widen: Widen = lambda _, dialect: dialect,
+    ) -> None:
         self._shared = shared
+        self._widen = widen
         self._preferred = preferred
         self._fallback = dialects[0]
         self._fixed: dict[str, dict[str, list[Claim]]] = {}
@@ -73,8 +82,10 @@ class Router:
             allowed = tuple(sorted(methods))
             raise WrongMethod(f"{call.path} does not take {method}, only {' and '.join(allowed)}", allowed=allowed)
         claims = methods[method]
-        claim = claims[0] if len(claims) == 1 else self._choose(claims, call, method)
-        return *claim, params
+        if len(claims) == 1:
+            return *claims[0], params
+        dialect, route = self._choose(claims, call, method)
+        return self._widen(route.path, dialect), route, params
 
     def peek(self, method: str, path: str) -> tuple[Dialect, Route | None]:
         """Return whose a path is, as far as a call shows before its body is read, and the route."""
@@ -87,7 +98,8 @@ class Router:
             return self.owner(path), None
         if len(claims) == 1:
             return claims[0]
-        return self._preferred_of(claims, self._shared[method, claims[0][1].path])
+        dialect, route = self._preferred_of(claims, self._shared[method, claims[0][1].path])
+        return self._widen(route.path, dialect), route
 
     def _choose(self, claims: Sequence[Claim], call: Call, method: str) -> Claim:
         """Tell by the call itself whose it is; where that says nothing, by preference."""
@@ -107,6 +119,8 @@ class Router:
         return by_name[name]
 
     def _match(self, path: str) -> tuple[Mapping[str, list[Claim]], Mapping[str, str]]:
+        if path.startswith("/v1/v1/"):  # a client that adds /v1 itself was given it in its base URL, too
+            path = path.removeprefix("/v1")
         if methods := self._fixed.get(path) or (self._fixed.get(path.rstrip("/")) if path != "/" else None):
             return methods, {}
         for pattern, methods in self._patterns:

@@ -133,6 +133,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "queue_seconds": (lambda value: value >= 0, "0 or more"),
     "batch_inputs": (lambda value: all(most > 0 for most in value), "more than 0"),
     "lanes": (lambda value: value >= 0, "0 or more"),
+    "encoders": (lambda value: value >= 0, "0 or more"),
     "batch_tokens": (lambda value: value >= 0, "0 or more"),
     "max_body_bytes": (lambda value: value > 0, "more than 0"),
     "max_waiting_tokens": (lambda value: value > 0, "more than 0"),

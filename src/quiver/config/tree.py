@@ -12,6 +12,7 @@ ANY = "*"
 """In a list of models: every one of the catalogue."""
 Dtype = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 BackendName = Literal["auto", "onnx", "torch", "ct2"]
+TokenIds = Literal["native", "cl100k", "refuse"]
 PoolingName = Literal["auto", "mean", "cls", "last_token", "splade"]
 
 
@@ -314,6 +315,22 @@ class EngineConfig:
         10.0,
         "How long a thread may be at the same piece of work (for a forward pass: or ten times what was to be expected) "
         "before it counts as stuck: then everyone who waits is answered 503, and the process ends with 70.",
+    )
+    encoders: int = _setting(
+        0,
+        "Threads that turn texts into tokens; 0: as many as cores.",
+        also=("TOKENIZATION_WORKERS", "--tokenization-workers"),
+    )
+    openai_ids: TokenIds = _setting(
+        "native",
+        "What token ids that come by OpenAI's API are taken for: the model's own (native), or those of OpenAI's "
+        "tokenizer (cl100k), as LangChain sends them; refuse takes none.",
+    )
+    cl100k_file: Path | None = _setting(
+        None,
+        "File cl100k_base.tiktoken of OpenAI's tokenizer, or tiktoken's cache directory that holds it; read where "
+        "`openai_ids` is cl100k.",
+        also=("TIKTOKEN_CACHE_DIR",),
     )
     truncate: bool = _setting(
         False,

@@ -1,12 +1,14 @@
 """The verbs over all models: texts to vectors, scores and tokens. Knows callers by their turn alone, and no API."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Self
 
 import numpy as np
 
 from quiver.config import EngineConfig, ModelsConfig
+from quiver.engine.openai_ids import OpenAIIds
 from quiver.engine.outputs import cut
 from quiver.engine.pooling import normalise
 from quiver.engine.probe import Probe
@@ -28,6 +30,7 @@ from quiver.types import (
     Embeddings,
     EmbedRequest,
     Floats,
+    Input,
     Kind,
     ModelRequest,
     Ranking,
@@ -61,8 +64,10 @@ class Engine:
         catalogue: Catalogue,
         observer: Observer,
         watchdog: Watchdog,
+        openai_ids: OpenAIIds | None = None,
     ) -> None:
         self._default_prompt = models_config.default_prompt
+        self._openai_ids = openai_ids or OpenAIIds()
         self._watchdog = watchdog
         self._runner = Runner(config, observer, watchdog)
         self.replicas = Replicas(models_config, config, catalogue, observer, watchdog)
@@ -83,10 +88,11 @@ class Engine:
                 _require_token_vectors(replica)
             unit_length = spec.normalize if request.normalize is None else request.normalize
             form = Form(self._prompt(request, replica), unscaled=unit_length != spec.normalize)
+            inputs = await self._inputs(request)
             if request.late_chunking:
-                vectors, usage = await self._runner.run_together(replica, request, request.inputs, caller, form)
+                vectors, usage = await self._runner.run_together(replica, request, inputs, caller, form)
             else:
-                computed = await self._runner.run(replica, request, request.inputs, caller, form)
+                computed = await self._runner.run(replica, request, inputs, caller, form)
                 vectors, usage = np.stack(computed.results), computed.usage
             if unit_length and (form.unscaled or request.late_chunking):
                 vectors = normalise(vectors)
@@ -168,6 +174,12 @@ class Engine:
 
     def _lease(self, request: ModelRequest, *kinds: Kind) -> AbstractAsyncContextManager[Replica]:
         return self.replicas.lease(request.model, kinds)
+
+    async def _inputs(self, request: EmbedRequest) -> Sequence[Input]:
+        """Return the inputs with texts in the place of ids that are not the model's own."""
+        if all(isinstance(given, str) for given in request.inputs):
+            return request.inputs
+        return await self._runner.encoders.run(lambda: self._openai_ids.read(request.inputs, request.ids_of))
 
     def _prompt(self, request: EmbedRequest, replica: Replica) -> str:
         """Return what stands before each text: what the request says, else what is configured."""

@@ -48,7 +48,7 @@ class Runner:
     def __init__(self, config: EngineConfig, observer: Observer, watchdog: Watchdog) -> None:
         self._config = config
         self._observer = observer
-        self.encoders = Encoders(cores(), watchdog)
+        self.encoders = Encoders(config.encoders or cores(), watchdog)
 
     @property
     def limits(self) -> Limits:
