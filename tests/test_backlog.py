@@ -4,17 +4,16 @@ import asyncio
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes import encodings
 from quiver.engine.backlog import Backlog, Shares
-from quiver.engine.packing import Budget
 from quiver.engine.waiting import Ticket, Waiting
 from quiver.types import Priority
 
 AMOUNTS = st.dictionaries(st.integers(0, 30), st.integers(1, 5000), max_size=20)
-ONE_AT_A_TIME = Budget(1)
 
 
 @given(AMOUNTS, st.integers(1, 6000))
@@ -42,32 +41,6 @@ def test_what_comes_and_goes_leaves_nothing(inputs):
     assert backlog.before("a", 100) == 0
 
 
-def computed_before(requests, new):
-    """Push requests and a new one, each of inputs of one token; count what is computed before the new one's last."""
-    loop, waiting = asyncio.new_event_loop(), Waiting()
-    for number, (caller, inputs) in enumerate([*requests, new]):
-        if number == len(requests):
-            told = waiting.tokens_before(inputs, caller, Priority.INTERACTIVE)
-        for encoding in encodings([1] * inputs):
-            waiting.push(Ticket(encoding, loop.create_future(), caller, number, Priority.INTERACTIVE))
-    order = []
-    while batch := waiting.take_batch(ONE_AT_A_TIME):
-        order += [ticket.request for ticket in batch]
-    loop.close()
-    last = max(i for i, request in enumerate(order) if request == len(requests))
-    return told, last + 1 - new[1]
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 40)), max_size=8),
-    st.tuples(st.sampled_from("abcd"), st.integers(1, 40)),
-)
-def test_the_wait_that_is_told_is_the_wait(requests, new):
-    """Of what is computed before a request's last input, no less is told than a turn's worth, and at most twice as much."""
-    told, true = computed_before(requests, new)
-    assert true - len(requests) <= told <= 2 * true + len(requests)
-
-
 def test_a_big_request_is_hardly_in_the_way_of_a_small_one():
     """Behind 2,048 inputs, one of another request is told a turn's wait; the next 2,048 are told all of it."""
     backlog = Backlog()
@@ -77,15 +50,23 @@ def test_a_big_request_is_hardly_in_the_way_of_a_small_one():
     assert backlog.before("b", 2048) == 2048
 
 
+def test_who_has_little_counts_whole():
+    """Of two hundred callers with one input each, all come before a new one once they are due; half of a big one does."""
+    backlog = Backlog()
+    for caller in range(200):
+        backlog.add(str(caller), caller, 60)
+    backlog.add("big", 999, 4000)
+    assert backlog.before("new", 2000) == 200 * 60 + 2000
+
+
 def test_bulk_waits_for_everything_interactive():
     """What is interactive does not wait for bulk work at all, bulk work for all that is interactive."""
-    loop, waiting = asyncio.new_event_loop(), Waiting()
+    loop, waiting = asyncio.new_event_loop(), Waiting(10.0)
     for priority, tokens in ((Priority.BULK, 50), (Priority.INTERACTIVE, 7)):
-        (encoding,) = encodings([tokens])
-        waiting.push(Ticket(encoding, loop.create_future(), "a", 0, priority))
+        waiting.push([Ticket(e, loop.create_future(), "a", 0, priority) for e in encodings([tokens])], 0.0)
     loop.close()
-    assert waiting.tokens_before(5, "b", Priority.INTERACTIVE) == 5
-    assert waiting.tokens_before(100, "b", Priority.BULK) == 57
+    assert waiting.seconds_until(7, "b", Priority.INTERACTIVE, 0.0) == pytest.approx(1.4)
+    assert waiting.seconds_until(100, "b", Priority.BULK, 0.0) == pytest.approx(15.7)
 
 
 def test_the_answer_costs_the_same_however_many_wait():

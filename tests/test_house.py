@@ -43,7 +43,7 @@ LAYERS = (
     ("quiver.engine.scheduler", "quiver.engine.tokenizer", "quiver.engine.outputs", "quiver.engine.openai_ids"),
     ("quiver.engine.attempts", "quiver.engine.watchdog"),
     ("quiver.engine.waiting", "quiver.engine.pooling", "quiver.engine.prompts", "quiver.engine.scoring"),
-    ("quiver.engine.packing", "quiver.engine.backlog"),
+    ("quiver.engine.packing", "quiver.engine.backlog", "quiver.engine.turns"),
     ("quiver.backends",),
     ("quiver.graphs", "quiver.models"),
     ("quiver.telemetry",),

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 import time
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from fakes import HashBackend, encodings, fake_model, hash_model, hash_vector
 from quiver.engine.packing import Budget
 from quiver.engine.scheduler import MAX_DEATHS, Bounds, Scheduler
-from quiver.engine.waiting import Capacity, Ticket, Turns, Waiting
+from quiver.engine.waiting import Capacity, Ticket, Waiting
 from quiver.engine.watchdog import Watchdog
 from quiver.errors import Closed, InferenceFailed, LaneDied, NotFinite, OutOfMemory, Overloaded, Stalled
 from quiver.telemetry.observer import Observer
@@ -358,37 +357,16 @@ async def test_interactive_inputs_go_before_bulk_ones():
     assert [len(ids) for batch in lanes.batches for ids in batch] == [3, 8, 10, 10, 10]
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 2)), max_size=40))
-def test_turns_lose_nothing_and_keep_each_order(pushed):
-    """Whatever is pushed comes out once; each key's items in order; no key waits longer than the others' one turn."""
-    turns = Turns()
-    for i, keys in enumerate(pushed):
-        turns.push((i, *keys), *keys)
-    waiting = Counter(caller for caller, _ in pushed)
-    popped = []
-    while turns:
-        popped.append(turns.pop())
-
-    assert sorted(popped) == [(i, *keys) for i, keys in enumerate(pushed)]
-    for keys in set(pushed):
-        mine = [item[0] for item in popped if item[1:] == keys]
-        assert mine == sorted(mine)
-    full_round = min(waiting.values(), default=0) * len(waiting)
-    turns_taken = Counter(item[1] for item in popped[:full_round])
-    assert len(set(turns_taken.values())) <= 1
-
-
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 100), st.booleans())
 def test_batches_of_waiting_tickets_respect_the_budget(lengths, budget, padded):
     """Batches hold every ticket once, each within the budget unless it is alone, each led by the oldest that waits."""
     loop = asyncio.new_event_loop()
-    waiting, cost = Waiting(), Budget(budget, padded=padded)
+    waiting, cost = Waiting(1000.0), Budget(budget, padded=padded)
     tickets = [Ticket(e, loop.create_future(), "a", 0, Priority.INTERACTIVE) for e in encodings(lengths)]
-    for ticket in tickets:
-        waiting.push(ticket)
+    waiting.push(tickets, 0.0)
     assert waiting.num_tokens == sum(lengths)
     taken = []
-    while batch := waiting.take_batch(cost):
+    while batch := waiting.take_batch(cost, 0.0):
         sizes = [len(ticket.encoding) for ticket in batch]
         assert len(sizes) == 1 or cost.fits(len(sizes), max(sizes), sum(sizes))
         assert batch[0] is next(ticket for ticket in tickets if ticket not in taken), "the head was passed over twice"

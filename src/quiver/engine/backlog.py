@@ -1,9 +1,7 @@
 """What waits, in numbers: how many tokens come before a request's last one, told before it is let in.
 
-Callers take turns, and each caller's requests do. So a request of n tokens does not wait for all that came before it:
-
-    its own caller's requests    each has had at most n tokens when it is done
-    other callers                each has had at most as many as its own caller has by then
+Who comes later is due later, but for a share: so of each other request, and of each other caller, at most so many tokens
+come before a new request's last as are due by then.
 """
 
 from collections.abc import Hashable
@@ -45,7 +43,7 @@ class Shares:
 
     def up_to(self, tokens: int) -> int:
         """Return what all keys have together, of each at most `tokens`; off by a part of those of its own size."""
-        return sum(min(total, count * tokens) for count, total in zip(self._counts, self._sums, strict=True) if count)
+        return sum([min(total, count * tokens) for count, total in zip(self._counts, self._sums, strict=True) if count])
 
 
 class Backlog:
@@ -68,9 +66,9 @@ class Backlog:
         if not requests:
             del self._requests[caller]
 
-    def before(self, caller: str, tokens: int) -> int:
-        """Return how many tokens of others come before the last of a new request's `tokens`."""
+    def before(self, caller: str, due: int) -> int:
+        """Return how many tokens come before those of a new request's, of each request and each caller at most `due`."""
         requests = self._requests.get(caller)
-        mine = tokens + (requests.up_to(tokens) if requests else 0)
-        others = self._callers.up_to(mine) - min(self._callers.of(caller), mine)
-        return mine - tokens + max(0, others)
+        own = requests.up_to(due) if requests else 0
+        others = self._callers.up_to(due) - min(self._callers.of(caller), due)
+        return own + max(0, others)

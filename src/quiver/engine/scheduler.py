@@ -30,6 +30,8 @@ MEMORY_SECONDS = 60.0
 """How long batches stay small after one for which there was no memory."""
 MAX_DEATHS, DEATHS_SECONDS = 3, 60.0
 """More lanes than that may not die in so short a time: what kills them would kill the next."""
+NEW_RATE = 0.05
+"""Weight of the last batch in what is known of the speed."""
 SLOWEST = 10
 """How many times longer than expected a batch may take before its lane counts as stalled."""
 
@@ -61,10 +63,9 @@ class Scheduler:
 
         # Shared with the lanes, under the condition.
         self._changed = threading.Condition()
-        self._waiting = Waiting()
+        self._waiting = Waiting(bounds.tokens_per_second * bounds.lanes)
         self._running: dict[int, list[Ticket]] = {}
         """What each lane is computing."""
-        self._rate = bounds.tokens_per_second * bounds.lanes
         self._small: tuple[Budget, float] | None = None
         """A smaller budget, and until when it holds."""
         self._deaths: list[float] = []
@@ -91,7 +92,7 @@ class Scheduler:
     def queue(self) -> Queue:
         """What waits, and for how long."""
         waiting, capacity = self._waiting, self._bounds.capacity.tokens
-        return Queue(waiting.num_inputs, waiting.num_tokens, capacity, waiting.num_tokens / self._rate)
+        return Queue(waiting.num_inputs, waiting.num_tokens, capacity, waiting.num_tokens / waiting.rate)
 
     @property
     def died(self) -> EngineError | None:
@@ -101,12 +102,7 @@ class Scheduler:
     def seconds_until(self, tokens: int, caller: Caller, priority: Priority = Priority.INTERACTIVE) -> float:
         """Estimate how long a new request of so many tokens would take; nothing where nothing waits."""
         with self._changed:
-            return self._seconds_until(tokens, caller, priority)
-
-    def _seconds_until(self, tokens: int, caller: Caller, priority: Priority) -> float:
-        if not self._waiting.num_inputs:
-            return 0.0
-        return (self._waiting.tokens_before(tokens, caller.id, priority) + tokens) / self._rate
+            return self._waiting.seconds_until(tokens, caller.id, priority, time.monotonic())
 
     async def submit(
         self,
@@ -131,18 +127,18 @@ class Scheduler:
         return results
 
     def _admit(self, tickets: Sequence[Ticket], caller: Caller, priority: Priority) -> None:
-        asked = sum(len(ticket.encoding) for ticket in tickets)
+        asked, now = sum(len(ticket.encoding) for ticket in tickets), time.monotonic()
         with self._changed:
             if self._died:
                 raise _like(self._died)
             if self._closed:
                 raise Closed("the server is stopping")
-            waiting, seconds = self._waiting.num_tokens, self._seconds_until(asked, caller, priority)
-            in_time = seconds <= IN_TIME * caller.seconds_left()
-            if not in_time or not self._waiting.has_room(len(tickets), asked, self._bounds.capacity):
-                raise overloaded(waiting, waiting / self._rate)
-            for ticket in tickets:
-                self._waiting.push(ticket)
+            waiting = self._waiting
+            seconds = waiting.seconds_until(asked, caller.id, priority, now)
+            has_room = waiting.has_room(len(tickets), asked, self._bounds.capacity)
+            if not has_room or seconds > IN_TIME * caller.seconds_left():
+                raise overloaded(waiting.num_tokens, waiting.num_tokens / waiting.rate)
+            waiting.push(tickets, now)
             self._changed.notify(len(tickets))
 
     def _abandon(self, tickets: Sequence[Ticket]) -> None:
@@ -168,7 +164,7 @@ class Scheduler:
         with self._changed:
             self._closed = True
             left = [ticket for batch in self._running.values() for ticket in batch] if running else []
-            while batch := self._waiting.take_batch(self._bounds.budget):
+            while batch := self._waiting.take_batch(self._bounds.budget, time.monotonic()):
                 left += batch
             self._changed.notify_all()
         self._answer(left, [_like(error) for _ in left])
@@ -184,20 +180,27 @@ class Scheduler:
     def _lane(self, number: int) -> None:
         try:
             while batch := self._next_batch(number):
+                start = time.monotonic()
                 with self._watchdog.watching(
                     f"a lane of {self._name}", self._on_stalled, limit_seconds=self._slowest(batch)
                 ):
                     outcomes = self._attempts.outcomes([ticket.encoding for ticket in batch])
                 self._answer(batch, outcomes)
+                self._note_rate(batch, time.monotonic() - start)
         except BaseException as error:  # noqa: BLE001  whatever it is, nobody may be left waiting
             self._on_death(number, error)
+
+    def _note_rate(self, batch: Sequence[Ticket], seconds: float) -> None:
+        """Learn how fast batches go, all that is done for them included."""
+        rate = self._bounds.lanes * sum(len(ticket.encoding) for ticket in batch) / max(seconds, 1e-6)
+        self._waiting.rate += NEW_RATE * (rate - self._waiting.rate)
 
     def _next_batch(self, number: int) -> list[Ticket]:
         """Wait for work and take what fits the budget; nothing means that it is over."""
         with self._changed:
             self._running.pop(number, None)
             while True:
-                if batch := self._waiting.take_batch(self.budget):
+                if batch := self._waiting.take_batch(self.budget, time.monotonic()):
                     now = time.perf_counter()
                     for ticket in batch:
                         ticket.taken_at = now
@@ -209,7 +212,7 @@ class Scheduler:
 
     def _slowest(self, batch: Sequence[Ticket]) -> float:
         tokens = sum(len(ticket.encoding) for ticket in batch)
-        return SLOWEST * self._bounds.lanes * tokens / self._rate
+        return SLOWEST * self._bounds.lanes * tokens / self._waiting.rate
 
     def _on_death(self, number: int, error: BaseException) -> None:
         """Answer the dying lane's batch and put another in its place, unless that has been of no use."""
@@ -236,7 +239,6 @@ class Scheduler:
 
     def _on_computed(self, tokens: int, seconds: float) -> None:
         self._observer.batch_computed(self._name, tokens, seconds)
-        self._rate += 0.05 * (self._bounds.lanes * tokens / max(seconds, 1e-6) - self._rate)
 
     def _on_failed(self, error: QuiverError) -> None:
         self._observer.input_failed(self._name, error.code)
