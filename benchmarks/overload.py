@@ -96,40 +96,48 @@ def cpu_seconds(server: ServerProcess) -> float:
 
 
 class Curve:
-    """Measures one point after the other."""
+    """Measures one point after the other, and the peak between them: on a shared machine it moves."""
 
     def __init__(self, pool: Pool, made: Sequence[Shot], options: argparse.Namespace) -> None:
         self._pool = pool
         self._made = made
         self._options = options
-        self._rate = 0.0
-        self._tokens = 0.0
+        self._tokens = float(np.mean([shot.tokens for shot in made]))
+        """Of a request."""
 
     async def measure(self) -> list[Point]:
-        """Find the peak, then go through the multiples."""
-        self._rate = await peak(self._pool, self._made, self._options.seconds)
-        self._tokens = self._rate * float(np.mean([shot.tokens for shot in self._made]))
-        console.print(f"peak: {self._rate:.0f} requests/s, {self._tokens:,.0f} tokens/s")
-        return [await self._point(multiple) for multiple in MULTIPLES]
+        """Go through the multiples in several rounds; returns for each the round with the median goodput."""
+        rounds = [await self._round() for _ in range(self._options.rounds)]
+        return [sorted(points, key=lambda p: p.goodput)[len(points) // 2] for points in zip(*rounds, strict=True)]
 
-    async def _point(self, multiple: float) -> Point:
-        deadline, seconds = self._options.deadline, self._options.seconds
-        seen = await open_load(self._pool, self._made, multiple * self._rate, seconds, patience=deadline + 5.0)
-        point = self._describe(multiple, seen)
-        console.print(
-            f"{multiple:4g} ×: offered {point.offered:.0%}, goodput {point.goodput:.0%}, p50 {1e3 * point.p50:.0f} ms, p99 {1e3 * point.p99:.0f} ms, "
-            f"refused within {1e3 * point.refused_p99:.1f} ms, {point.statuses}"
-        )
-        await asyncio.sleep(1.0)
-        return point
+    async def _round(self) -> list[Point]:
+        points, before = list[Point](), await self._peak()
+        for multiple in MULTIPLES:
+            options = self._options
+            seen = await open_load(
+                self._pool, self._made, multiple * before, options.seconds, patience=options.deadline + 5.0
+            )
+            after = await self._peak()
+            points.append(point := self._describe(multiple, seen, (before + after) / 2))
+            console.print(
+                f"{multiple:4g} ×: offered {point.offered:.0%}, goodput {point.goodput:.0%}, p50 {1e3 * point.p50:.0f} ms, "
+                f"p99 {1e3 * point.p99:.0f} ms, refused within {1e3 * point.refused_p99:.1f} ms, {point.statuses}"
+            )
+            before = after
+        return points
 
-    def _describe(self, multiple: float, seen: OpenLoad) -> Point:
-        good = seen.good(self._options.deadline)
+    async def _peak(self) -> float:
+        rate = await peak(self._pool, self._made, self._options.seconds / 2)
+        console.print(f"peak: {rate:.0f} requests/s, {rate * self._tokens:,.0f} tokens/s")
+        return rate
+
+    def _describe(self, multiple: float, seen: OpenLoad, peak: float) -> Point:
+        good, tokens = seen.good(self._options.deadline), peak * self._tokens
         return Point(
             multiple=multiple,
             requests_per_second=len(seen.due) / seen.elapsed,
-            offered=float(seen.tokens.sum() / seen.elapsed / self._tokens),
-            goodput=float(seen.tokens[good].sum() / seen.elapsed / self._tokens),
+            offered=float(seen.tokens.sum() / seen.elapsed / tokens),
+            goodput=float(seen.tokens[good].sum() / seen.elapsed / tokens),
             p50=seen.percentile(50),
             p99=seen.percentile(99),
             refused_p99=seen.percentile(99, 429),
@@ -231,7 +239,8 @@ def dress(axes: Any, title: str, unit: str) -> None:
 def main() -> None:
     """Measure, print, and exit with 1 if a promise was not kept."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--seconds", type=float, default=20.0, help="of each rate (default: 20)")
+    arguments.add_argument("--seconds", type=float, default=10.0, help="of each rate (default: 10)")
+    arguments.add_argument("--rounds", type=int, default=3, help="of which the median counts (default: 3)")
     arguments.add_argument("--deadline", type=float, default=2.0, help="of each request, in seconds (default: 2)")
     arguments.add_argument("--json", action="store_true", help="print one JSON object")
     arguments.add_argument("--plot", type=Path, help="draw into this PNG")

@@ -37,7 +37,7 @@ async def run(options: argparse.Namespace) -> tuple[Samples, dict[int, int]]:
             texts = Workload(size=2000).texts
             load = random_load(pool, texts, clients=options.clients, seconds=seconds)
             _, counts = await asyncio.gather(
-                watch(process, every=EVERY_SECONDS, seconds=seconds, samples=samples), load
+                watch(process, pool, every=EVERY_SECONDS, seconds=seconds, samples=samples), load
             )
             telling.cancel()
     return samples, counts
@@ -51,7 +51,7 @@ async def tell(samples: Samples, seconds: float) -> None:
         passed = time.perf_counter() - start
         console.print(
             f"{passed / 60:5.1f} of {seconds / 60:g} minutes: RSS {samples.rss[-1] / 1e6:.0f} MB, "
-            f"{samples.descriptors[-1]} descriptors, {samples.threads[-1]} threads"
+            f"{samples.descriptors[-1]} descriptors, {samples.threads[-1]} threads, {samples.tasks[-1]} tasks"
         )
 
 
@@ -65,8 +65,9 @@ def draw(samples: Samples, path: Path) -> None:
     memory.plot(minutes, [rss / 1e6 for rss in samples.rss], color=BLUE, lw=1.5)
     counts.plot(minutes, samples.descriptors, color=BLUE, lw=1.5, label="descriptors")
     counts.plot(minutes, samples.threads, color=GREY, lw=1.5, label="threads")
+    counts.plot(minutes, samples.tasks, color=INK, lw=1.5, label="tasks")
     counts.legend(frameon=False, labelcolor=INK)
-    for axes, title, unit in ((memory, "Resident memory", "MB"), (counts, "Descriptors and threads", "")):
+    for axes, title, unit in ((memory, "Resident memory", "MB"), (counts, "Descriptors, threads and tasks", "")):
         axes.set_title(title, loc="left", color=INK, fontsize=11)
         axes.set_xlabel("minutes", color=INK)
         axes.set_ylabel(unit, color=INK)
@@ -89,7 +90,11 @@ def main() -> None:
     third = len(samples.rss) // 3
     held = {
         name: (max(v[:third]), max(v[-third:]))
-        for name, v in (("descriptors", samples.descriptors), ("threads", samples.threads))
+        for name, v in (
+            ("descriptors", samples.descriptors),
+            ("threads", samples.threads),
+            ("tasks", samples.tasks),
+        )
     }
     figures = {
         "minutes": options.minutes,

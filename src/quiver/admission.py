@@ -1,6 +1,7 @@
 """The yes or no at the door, before a request's body is read: is there time for it, a place, and memory?"""
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -24,8 +25,9 @@ MAX_REFUSALS = 256
 class Admission:
     """Owns what is at work: places, bytes, and whether memory is short."""
 
-    def __init__(self, config: ServerConfig, engine: Engine) -> None:
+    def __init__(self, config: ServerConfig, engine: Engine, *, max_wait_seconds: float = 0.0) -> None:
         self._config = config
+        self._max_wait_seconds = max_wait_seconds or math.inf
         self._engine = engine
         self._turns = asyncio.Semaphore(config.max_concurrent_requests)
         self.places = Places(config.max_concurrent_requests) if config.max_concurrent_requests else None
@@ -58,11 +60,10 @@ class Admission:
         return None
 
     def _no_turn(self, num_bytes: int, caller: Caller) -> Unavailable | None:
-        config, left = self._config, caller.seconds_left()
-        if self.places and not config.queue_seconds and self._turns.locked():
+        if self.places and not self._config.queue_seconds and self._turns.locked():
             return self._no_place()
         seconds = self._engine.replicas.seconds_until(num_bytes // BYTES_PER_TOKEN, caller)
-        if seconds > MARGIN * min(left, config.max_wait_seconds or left):
+        if seconds > MARGIN * min(caller.seconds_left(), self._max_wait_seconds):
             return self._later("it would not be answered in time", seconds)
         return None
 

@@ -89,15 +89,17 @@ class App:
     edge: Edge
 
 
-def build(config: Config, ids: openai_ids.OpenAIIds | None = None) -> App:
+def build(config: Config, ids: openai_ids.OpenAIIds | None = None, observer: Observer | None = None) -> App:
     """Put a server together; call it on the event loop. Raises `ConfigError`."""
-    observer, limits = Observer(), config.server
+    observer, limits = observer or Observer(), config.server
+    observer.watch_tasks(lambda: len(asyncio.all_tasks()))
     watchdog = Watchdog(stall_seconds=config.engine.stall_seconds, loop_stalled=_abort, loop_lag=observer.loop_lagged)
     ids = ids or openai_ids.configured(config.engine)
     engine = Engine(config.models, config.engine, Catalogue.load(), observer, watchdog, ids)
     service = Service(engine, observer)
     router = Router((*DIALECTS, docs_routes(DIALECTS, OPENAI)), SHARED, limits.root_dialects, widened)
-    gate, admission = Gate(limits.api_key), Admission(limits, engine)
+    gate = Gate(limits.api_key)
+    admission = Admission(limits, engine, max_wait_seconds=config.engine.max_wait_seconds)
     api = Api(router, service, gate, observer, admission, timeout_seconds=limits.timeout_seconds)
     edge = Edge(router, admission, observer, limits)
     return App(config, watchdog, engine, service, admission, api, edge)

@@ -1,6 +1,7 @@
 """Watching a process for growth: what it holds every few seconds, and the slope of that, robust against outliers."""
 
 import asyncio
+import re
 import time
 from dataclasses import dataclass, field
 
@@ -18,9 +19,11 @@ class Samples:
     rss: list[int] = field(default_factory=list)
     descriptors: list[int] = field(default_factory=list)
     threads: list[int] = field(default_factory=list)
+    tasks: list[int] = field(default_factory=list)
 
-    def take(self, process: psutil.Process, start: float) -> None:
-        """Look at the process now."""
+    def take(self, process: psutil.Process, start: float, tasks: int) -> None:
+        """Look at the process now; it tells its tasks itself."""
+        self.tasks.append(tasks)
         with process.oneshot():
             self.seconds.append(time.perf_counter() - start)
             self.rss.append(process.memory_info().rss)
@@ -41,11 +44,16 @@ def theil_sen(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.median((y[j] - y[i]) / (x[j] - x[i])))
 
 
-async def watch(process: psutil.Process, *, every: float, seconds: float, samples: Samples | None = None) -> Samples:
+async def watch(
+    process: psutil.Process, pool: Pool, *, every: float, seconds: float, samples: Samples | None = None
+) -> Samples:
     """Take samples for a while."""
     samples, start = samples or Samples(), time.perf_counter()
     while time.perf_counter() - start < seconds:
-        samples.take(process, start)
+        metrics = (await pool.ask(get("/metrics"), patience=60)).body.decode()
+        found = re.search(r"^quiver_loop_tasks (\d+)", metrics, re.MULTILINE)
+        assert found, "the server does not tell its tasks"
+        samples.take(process, start, int(found[1]))
         await asyncio.sleep(every)
     return samples
 

@@ -4,6 +4,7 @@ A model that loads never keeps requests for another one waiting: files are fetch
 """
 
 import asyncio
+import math
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -309,6 +310,7 @@ class Replicas:
             lanes=backend.lanes,
             capacity=Capacity(config.max_waiting_tokens, config.max_waiting_inputs or sys.maxsize),
             tokens_per_second=warm_up.tokens_per_second,
+            max_wait_seconds=config.max_wait_seconds or math.inf,
         )
 
     async def remove(self, name: str) -> None:

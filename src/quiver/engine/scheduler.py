@@ -10,6 +10,7 @@ cancelled. A lane that dies is replaced; one that does not come back ends everyt
 
 import asyncio
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -45,6 +46,8 @@ class Bounds:
     capacity: Capacity
     tokens_per_second: float = 1000.0
     """What one lane was measured to compute."""
+    max_wait_seconds: float = math.inf
+    """Longest that a request may be expected to take; its deadline bounds that, too."""
 
 
 class Scheduler:
@@ -136,7 +139,7 @@ class Scheduler:
             waiting = self._waiting
             seconds = waiting.seconds_until(asked, caller.id, priority, now)
             has_room = waiting.has_room(len(tickets), asked, self._bounds.capacity)
-            if not has_room or seconds > IN_TIME * caller.seconds_left():
+            if not has_room or seconds > IN_TIME * min(caller.seconds_left(), self._bounds.max_wait_seconds):
                 raise overloaded(waiting.num_tokens, waiting.num_tokens / waiting.rate)
             waiting.push(tickets, now)
             self._changed.notify(len(tickets))
