@@ -132,12 +132,12 @@ class Curve:
         return rate
 
     def _describe(self, multiple: float, seen: OpenLoad, peak: float) -> Point:
-        good, tokens = seen.good(self._options.deadline), peak * self._tokens
+        tokens = peak * self._tokens
         return Point(
             multiple=multiple,
             requests_per_second=len(seen.due) / seen.elapsed,
             offered=float(seen.tokens.sum() / seen.elapsed / tokens),
-            goodput=float(seen.tokens[good].sum() / seen.elapsed / tokens),
+            goodput=seen.goodput(self._options.deadline) / tokens,
             p50=seen.percentile(50),
             p99=seen.percentile(99),
             refused_p99=seen.percentile(99, 429),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fakes import encodings
 from quiver.engine.packing import Budget
 from quiver.engine.turns import Turns
-from quiver.engine.waiting import Ticket, Waiting
+from quiver.engine.waiting import Group, Ticket, Waiting
 from quiver.types import Priority
 
 RATE = 1000.0
@@ -40,17 +40,18 @@ class Model:
         told = self.waiting.seconds_until(TOKENS * inputs, caller, priority, self.now)
         future = self._loop.create_future
         self.left[request] += inputs
-        tickets = [Ticket(self._input, future(), caller, request, priority) for _ in range(inputs)]
+        group = Group(caller, request, priority)
+        tickets = [Ticket(self._input, future(), group) for _ in range(inputs)]
         self.waiting.push(tickets, self.now)
         return told
 
     def compute(self):
         """Compute the next input."""
-        for ticket in self.waiting.take_batch(Budget(1), self.now):
+        for ticket in self.waiting.take_batch(Budget(1), self.now)[0]:
             self.now += TOKENS / RATE
-            self.done[ticket.request] = self.now
-            self.computed[ticket.caller] += 1
-            self.left[ticket.request] -= 1
+            self.done[ticket.group.number] = self.now
+            self.computed[ticket.group.caller] += 1
+            self.left[ticket.group.number] -= 1
 
     def close(self):
         """Forget the futures."""

@@ -224,6 +224,15 @@ class Ledger:
         """Requests that nothing came for."""
         return self.sent - self.statuses.total() + self.statuses[HANGS]
 
+    def goodput(self, within: float) -> float:
+        """Return the tokens a second that were answered in time, between a deadline after the start and the end.
+
+        What comes back later does not count, nor what did while the queue filled: both would flatter a short run.
+        """
+        back = self.due + self.late + self.seconds  # (N,)
+        counted = self.good(within) & (back > within) & (back <= self.elapsed)
+        return float(self.tokens[counted].sum() / (self.elapsed - within))
+
     def percentile(self, share: float, status: int = 200) -> float:
         """Return a latency in seconds."""
         return float(np.percentile(self.seconds.get(status) or [np.nan], share))
@@ -254,6 +263,15 @@ class OpenLoad:
     def good(self, within: float) -> np.ndarray:
         """Tell which were answered with 200 within a time."""
         return (self.status == 200) & (self.seconds <= within)
+
+    def goodput(self, within: float) -> float:
+        """Return the tokens a second that were answered in time, between a deadline after the start and the end.
+
+        What comes back later does not count, nor what did while the queue filled: both would flatter a short run.
+        """
+        back = self.due + self.late + self.seconds  # (N,)
+        counted = self.good(within) & (back > within) & (back <= self.elapsed)
+        return float(self.tokens[counted].sum() / (self.elapsed - within))
 
     def percentile(self, share: float, status: int = 200) -> float:
         """Return a latency in seconds, NaN where nothing had that status."""

@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 
 from quiver.engine.attempts import Attempts, Compute, Outcome
 from quiver.engine.packing import Budget
-from quiver.engine.waiting import Capacity, Ticket, Waiting
+from quiver.engine.waiting import Capacity, Group, Ticket, Waiting
 from quiver.engine.watchdog import Watchdog
-from quiver.errors import Closed, EngineError, LaneDied, Overloaded, QuiverError, Stalled
+from quiver.errors import Closed, DeadlineExceeded, EngineError, LaneDied, Overloaded, QuiverError, Stalled
 from quiver.telemetry.observer import Observer
 from quiver.types import Caller, Encoding, Floats, Priority, Queue
 
@@ -31,7 +31,7 @@ MEMORY_SECONDS = 60.0
 """How long batches stay small after one for which there was no memory."""
 MAX_DEATHS, DEATHS_SECONDS = 3, 60.0
 """More lanes than that may not die in so short a time: what kills them would kill the next."""
-NEW_RATE = 0.05
+NEW_RATE = 0.1
 """Weight of the last batch in what is known of the speed."""
 SLOWEST = 10
 """How many times longer than expected a batch may take before its lane counts as stalled."""
@@ -60,7 +60,7 @@ class Scheduler:
         self._watchdog = watchdog
         self._attempts = Attempts(compute, self._on_computed, self._on_failed, self._on_too_large)
         self._loop = asyncio.get_running_loop()
-        self._request_ids = itertools.count()
+        self._numbers = itertools.count()
         self.fault: asyncio.Future[EngineError] = self._loop.create_future()
         """Done once the lanes can compute no more."""
 
@@ -119,8 +119,9 @@ class Scheduler:
 
         `note_wait` is told the seconds until a lane was free, on average over the inputs.
         """
-        start, request = time.perf_counter(), next(self._request_ids)
-        tickets = [Ticket(e, self._loop.create_future(), caller.id, request, priority) for e in encodings]
+        start, future = time.perf_counter(), self._loop.create_future
+        group = Group(caller.id, next(self._numbers), priority, caller.deadline)
+        tickets = [Ticket(encoding, future(), group) for encoding in encodings]
         self._admit(tickets, caller, priority)
         try:
             results = await asyncio.gather(*(ticket.future for ticket in tickets))
@@ -167,8 +168,8 @@ class Scheduler:
         with self._changed:
             self._closed = True
             left = [ticket for batch in self._running.values() for ticket in batch] if running else []
-            while batch := self._waiting.take_batch(self._bounds.budget, time.monotonic()):
-                left += batch
+            while any(taken := self._waiting.take_batch(self._bounds.budget, time.monotonic())):
+                left += itertools.chain(*taken)
             self._changed.notify_all()
         self._answer(left, [_like(error) for _ in left])
 
@@ -203,15 +204,20 @@ class Scheduler:
         with self._changed:
             self._running.pop(number, None)
             while True:
-                if batch := self._waiting.take_batch(self.budget, time.monotonic()):
-                    now = time.perf_counter()
-                    for ticket in batch:
-                        ticket.taken_at = now
+                batch, late = self._waiting.take_batch(self.budget, time.monotonic())
+                if late:
+                    self._answer(late, [DeadlineExceeded("not to be done within its time any more") for _ in late])
+                if batch:
                     self._running[number] = batch
-                    return batch
+                    break
                 if self._closed:
                     return []
-                self._changed.wait()
+                if not late:
+                    self._changed.wait()
+        now = time.perf_counter()
+        for ticket in batch:
+            ticket.taken_at = now
+        return batch
 
     def _slowest(self, batch: Sequence[Ticket]) -> float:
         tokens = sum(len(ticket.encoding) for ticket in batch)

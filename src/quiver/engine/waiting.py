@@ -1,6 +1,7 @@
 """Every ticket that waits for a lane: interactive before bulk, and each in its turn. One door to order and numbers."""
 
 import asyncio
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +18,25 @@ BUSY_SECONDS = 0.25
 
 
 @dataclass(slots=True, eq=False)
+class Group:
+    """The tickets of one request."""
+
+    caller: str
+    number: int
+    priority: Priority = Priority.INTERACTIVE
+    deadline: float = math.inf
+    """When it is of no use any more, by the monotonic clock."""
+    is_late: bool = False
+    """It cannot be done by then, and is given up as a whole."""
+
+
+@dataclass(slots=True, eq=False)
 class Ticket:
     """One encoding waiting for its vector."""
 
     encoding: Encoding
     future: asyncio.Future[Floats]
-    caller: str
-    request: int
-    priority: Priority
+    group: Group
     stamp: float = 0.0
     """When it is due, by the monotonic clock."""
     is_waiting: bool = False
@@ -33,8 +45,8 @@ class Ticket:
 
     @property
     def abandoned(self) -> bool:
-        """Nobody waits for it any more: its client has gone, or its time has run out."""
-        return self.future.done()
+        """Nobody waits for it any more: its client has gone, or its request is given up."""
+        return self.group.is_late or self.future.done()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,31 +100,44 @@ class Waiting:
             self._push(ticket)
 
     def _push(self, ticket: Ticket) -> None:
-        self._turns[ticket.priority].push(ticket, ticket.caller, ticket.stamp)
+        self._turns[ticket.group.priority].push(ticket, ticket.group.caller, ticket.stamp)
         self._count(ticket, +1)
 
-    def take_batch(self, budget: Budget, now: float) -> list[Ticket]:
+    def take_batch(self, budget: Budget, now: float) -> tuple[list[Ticket], list[Ticket]]:
         """Pop tickets in turn, to the budget; the first always fits. Drop abandoned ones.
 
-        One that does not fit is passed over by the next few that do and keeps its turn, so that it leads the next
+        Returns the batch, and those whose request cannot be done in time any more: to compute them would only make
+        others late. One that does not fit is passed over by the next few that do and keeps its turn, so that it leads the next
         batch: hardly any batch is left half empty, and nobody is passed over twice.
         """
         batch: list[Ticket] = []
         passed_over: list[Ticket] = []
+        late: list[Ticket] = []
         longest = total = 0
         while len(passed_over) < MAX_PASSED_OVER and not budget.is_full(len(batch), total):
             if (ticket := self._pop()) is None:
                 break
             size = len(ticket.encoding)
+            if self._is_late(ticket, now):
+                late.append(ticket)
+                continue
             if batch and not budget.fits(len(batch) + 1, max(longest, size), total + size):
                 passed_over.append(ticket)
                 continue
             batch.append(ticket)
             longest, total = max(longest, size), total + size
-            self._turns[ticket.priority].charge(ticket.caller, ticket.stamp, size / self.rate, now)
+            group = ticket.group
+            self._turns[group.priority].charge(group.caller, ticket.stamp, size / self.rate, now)
         for ticket in passed_over:
             self._push(ticket)
-        return batch
+        return batch, late
+
+    def _is_late(self, ticket: Ticket, now: float) -> bool:
+        """Tell whether what is left of a ticket's request cannot be done in time, with all lanes; give it up then."""
+        group = ticket.group
+        left = len(ticket.encoding) + self._backlogs[group.priority].of(group.caller, group.number)
+        group.is_late = now + left / self.rate > group.deadline
+        return group.is_late
 
     def _pop(self) -> Ticket | None:
         """Take the ticket that is due next."""
@@ -131,4 +156,5 @@ class Waiting:
     def _count(self, ticket: Ticket, sign: int) -> None:
         ticket.is_waiting = sign > 0
         self.num_inputs += sign
-        self._backlogs[ticket.priority].add(ticket.caller, ticket.request, sign * len(ticket.encoding))
+        group = ticket.group
+        self._backlogs[group.priority].add(group.caller, group.number, sign * len(ticket.encoding))
