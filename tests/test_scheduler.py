@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fakes import HashBackend, encodings, fake_model, hash_model, hash_vector
 from quiver.engine.packing import Budget
-from quiver.engine.scheduler import MAX_DEATHS, Bounds, Scheduler
+from quiver.engine.scheduler import MAX_DEATHS, Bounds, Scheduler, Speed
 from quiver.engine.waiting import Capacity, Group, Ticket, Waiting
 from quiver.engine.watchdog import Watchdog
 from quiver.errors import (
@@ -182,6 +182,20 @@ async def test_what_nobody_waits_for_any_more_is_not_computed():
         lanes.gate.set()
         await first
     assert len(lanes.batches) == 1
+
+
+def test_the_speed_is_tokens_by_time():
+    """Of fast and slow batches, it is all tokens by all seconds, of late; one batch does not move it much."""
+    speed = Speed(100.0)
+    for _ in range(200):
+        speed.note(10, 0.01)
+        speed.note(10, 0.19)
+    assert speed.rate == pytest.approx(100, rel=0.05)
+    for _ in range(40):
+        speed.note(10, 0.2)
+    assert speed.rate == pytest.approx(50, rel=0.05)
+    speed.note(10, 0.001)
+    assert speed.rate < 60
 
 
 async def test_what_cannot_be_done_in_time_any_more_is_told_instead_of_computed():

@@ -31,8 +31,8 @@ MEMORY_SECONDS = 60.0
 """How long batches stay small after one for which there was no memory."""
 MAX_DEATHS, DEATHS_SECONDS = 3, 60.0
 """More lanes than that may not die in so short a time: what kills them would kill the next."""
-NEW_RATE = 0.1
-"""Weight of the last batch in what is known of the speed."""
+LATELY_SECONDS = 2.0
+"""How far back the measured speed looks, in time at work."""
 SLOWEST = 10
 """How many times longer than expected a batch may take before its lane counts as stalled."""
 
@@ -48,6 +48,27 @@ class Bounds:
     """What one lane was measured to compute."""
     max_wait_seconds: float = math.inf
     """Longest that a request may be expected to take; its deadline bounds that, too."""
+
+
+class Speed:
+    """Tokens a second of one lane lately.
+
+    Tokens and seconds are each summed up: a mean of many quotients would be too high, for slow batches take the time.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._tokens, self._seconds = rate * LATELY_SECONDS, LATELY_SECONDS
+
+    @property
+    def rate(self) -> float:
+        """Return what was measured; older batches weigh less."""
+        return self._tokens / self._seconds
+
+    def note(self, tokens: int, seconds: float) -> None:
+        """Count a batch."""
+        kept = math.exp(-seconds / LATELY_SECONDS)
+        self._tokens = kept * self._tokens + tokens
+        self._seconds = kept * self._seconds + seconds
 
 
 class Scheduler:
@@ -66,6 +87,7 @@ class Scheduler:
 
         # Shared with the lanes, under the condition.
         self._changed = threading.Condition()
+        self._speed = Speed(bounds.tokens_per_second)
         self._waiting = Waiting(bounds.tokens_per_second * bounds.lanes)
         self._running: dict[int, list[Ticket]] = {}
         """What each lane is computing."""
@@ -190,14 +212,15 @@ class Scheduler:
                 ):
                     outcomes = self._attempts.outcomes([ticket.encoding for ticket in batch])
                 self._answer(batch, outcomes)
-                self._note_rate(batch, time.monotonic() - start)
+                self._note_speed(batch, time.monotonic() - start)
         except BaseException as error:  # noqa: BLE001  whatever it is, nobody may be left waiting
             self._on_death(number, error)
 
-    def _note_rate(self, batch: Sequence[Ticket], seconds: float) -> None:
+    def _note_speed(self, batch: Sequence[Ticket], seconds: float) -> None:
         """Learn how fast batches go, all that is done for them included."""
-        rate = self._bounds.lanes * sum(len(ticket.encoding) for ticket in batch) / max(seconds, 1e-6)
-        self._waiting.rate += NEW_RATE * (rate - self._waiting.rate)
+        with self._changed:
+            self._speed.note(sum(len(ticket.encoding) for ticket in batch), seconds)
+            self._waiting.rate = self._bounds.lanes * self._speed.rate
 
     def _next_batch(self, number: int) -> list[Ticket]:
         """Wait for work and take what fits the budget; nothing means that it is over."""
