@@ -13,7 +13,7 @@ from quiver.types import Caller, Places
 
 BYTES_PER_TOKEN = 4
 """What a body holds of a token, roughly: the queue counts exactly, once it is read."""
-MARGIN = 0.75
+MARGIN = 0.9
 """Stricter than the queue's own: what is let in here is hardly ever refused there, after it has cost an encoding."""
 JITTER = 0.25
 """Part by which times to come back differ, so that not all come back at once."""
@@ -62,10 +62,10 @@ class Admission:
     def _no_turn(self, num_bytes: int, caller: Caller) -> Unavailable | None:
         if self.places and not self._config.queue_seconds and self._turns.locked():
             return self._no_place()
-        seconds = self._engine.replicas.seconds_until(num_bytes // BYTES_PER_TOKEN, caller)
-        if seconds > MARGIN * min(caller.seconds_left(), self._max_wait_seconds):
-            return self._later("it would not be answered in time", seconds)
-        return None
+        expected = self._engine.replicas.expect(num_bytes // BYTES_PER_TOKEN, caller)
+        if expected.fits(min(caller.seconds_left(), self._max_wait_seconds), margin=MARGIN):
+            return None
+        return self._later("it would not be answered in time", expected.wait)
 
     @contextmanager
     def holding(self, num_bytes: int) -> Iterator[Callable[[int], None]]:

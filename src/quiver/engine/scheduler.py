@@ -19,14 +19,12 @@ from dataclasses import dataclass, replace
 
 from quiver.engine.attempts import Attempts, Compute, Outcome
 from quiver.engine.packing import Budget
-from quiver.engine.waiting import Capacity, Group, Ticket, Waiting
+from quiver.engine.waiting import Capacity, Expected, Group, Ticket, Waiting
 from quiver.engine.watchdog import Watchdog
 from quiver.errors import Closed, DeadlineExceeded, EngineError, LaneDied, Overloaded, QuiverError, Stalled
 from quiver.telemetry.observer import Observer
 from quiver.types import Caller, Encoding, Floats, Priority, Queue
 
-IN_TIME = 0.8
-"""Part of the time until its deadline that a request may be expected to take: the expectation may be wrong."""
 MEMORY_SECONDS = 60.0
 """How long batches stay small after one for which there was no memory."""
 MAX_DEATHS, DEATHS_SECONDS = 3, 60.0
@@ -124,10 +122,10 @@ class Scheduler:
         """Why the lanes can compute no more, if so."""
         return self._died
 
-    def seconds_until(self, tokens: int, caller: Caller, priority: Priority = Priority.INTERACTIVE) -> float:
+    def expect(self, tokens: int, caller: Caller, priority: Priority = Priority.INTERACTIVE) -> Expected:
         """Estimate how long a new request of so many tokens would take; nothing where nothing waits."""
         with self._changed:
-            return self._waiting.seconds_until(tokens, caller.id, priority, time.monotonic())
+            return self._waiting.expect(tokens, caller.id, priority, time.monotonic())
 
     async def submit(
         self,
@@ -160,9 +158,9 @@ class Scheduler:
             if self._closed:
                 raise Closed("the server is stopping")
             waiting = self._waiting
-            seconds = waiting.seconds_until(asked, caller.id, priority, now)
+            expected = waiting.expect(asked, caller.id, priority, now)
             has_room = waiting.has_room(len(tickets), asked, self._bounds.capacity)
-            if not has_room or seconds > IN_TIME * min(caller.seconds_left(), self._bounds.max_wait_seconds):
+            if not has_room or not expected.fits(min(caller.seconds_left(), self._bounds.max_wait_seconds)):
                 raise overloaded(waiting.num_tokens, waiting.num_tokens / waiting.rate)
             waiting.push(tickets, now)
             self._changed.notify(len(tickets))

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from quiver.engine.backlog import Backlog
 from quiver.engine.packing import Budget
@@ -13,8 +14,24 @@ from quiver.types import Encoding, Floats, Priority
 
 MAX_PASSED_OVER = 8
 """How many tickets that do not fit a lane looks past for ones that do."""
+MAX_WAIT, IN_TIME = 0.5, 0.8
+"""Parts of the time until its deadline that a request may be expected to wait, and to take in all."""
 BUSY_SECONDS = 0.25
 """Where what is due is later than this, as much comes as is computed."""
+
+
+class Expected(NamedTuple):
+    """How long a request would wait for its turn, and then take, in seconds."""
+
+    wait: float
+    work: float
+
+    def fits(self, seconds: float, *, margin: float = 1.0) -> bool:
+        """Tell whether a request may be let in that is of use for so long.
+
+        Waiting may fill half of that: small requests alone would fill all of it, and leave no room for larger ones.
+        """
+        return self.wait <= margin * MAX_WAIT * seconds and self.wait + self.work <= margin * IN_TIME * seconds
 
 
 @dataclass(slots=True, eq=False)
@@ -75,16 +92,17 @@ class Waiting:
         """Tokens of all tickets."""
         return sum([backlog.tokens for backlog in self._backlogs.values()])
 
-    def seconds_until(self, tokens: int, caller: str, priority: Priority, now: float) -> float:
+    def expect(self, tokens: int, caller: str, priority: Priority, now: float) -> Expected:
         """Estimate how long a new request of so many tokens would take; nothing where nothing waits."""
         if not self.num_inputs:
-            return 0.0
+            return Expected(0.0, 0.0)
         lag = self._turns[priority].lag(caller, now)
         before = self._backlogs[priority].before(caller, tokens + int(lag * self.rate / PACE))
         if priority is Priority.BULK:
             before += self._backlogs[Priority.INTERACTIVE].tokens
-        spread = PACE * tokens / self.rate if lag > BUSY_SECONDS else 0.0  # others will come before its later inputs
-        return (before + tokens) / self.rate + spread
+        # Where as much comes as is computed, others will come before its later inputs.
+        pace = 1 + PACE if lag > BUSY_SECONDS else 1
+        return Expected(before / self.rate, pace * tokens / self.rate)
 
     def has_room(self, inputs: int, tokens: int, capacity: Capacity) -> bool:
         """Tell whether so much more may wait; where nothing waits, any request may."""
