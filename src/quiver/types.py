@@ -162,6 +162,10 @@ class Timings:
     total: float = 0.0
     queue: float = 0.0
     """The part of `compute` until a lane was free, on average over the inputs."""
+    first: float = 0.0
+    """The part of `compute` until a lane was free for the first of the inputs."""
+    start: float = 0.0
+    """When it began, by the performance counter."""
 
 
 @dataclass(frozen=True, slots=True)

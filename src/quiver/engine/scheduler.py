@@ -114,11 +114,11 @@ class Scheduler:
         *,
         caller: Caller,
         priority: Priority,
-        note_wait: Callable[[float], None] = lambda _: None,
+        note_waits: Callable[[Sequence[float]], None] = lambda _: None,
     ) -> Sequence[Floats]:
         """Return a result for each, in order; the whole request gets in or none. Raises `Unavailable` or `EngineError`.
 
-        `note_wait` is told the seconds until a lane was free, on average over the inputs.
+        `note_waits` is told the seconds until a lane was free, for each of the inputs.
         """
         start, request = time.perf_counter(), next(self._request_ids)
         tickets = [Ticket(e, self._loop.create_future(), caller.id, request, priority) for e in encodings]
@@ -127,7 +127,7 @@ class Scheduler:
             results = await asyncio.gather(*(ticket.future for ticket in tickets))
         finally:
             self._abandon(tickets)
-        note_wait(sum(ticket.taken_at - start for ticket in tickets) / max(1, len(tickets)))
+        note_waits([ticket.taken_at - start for ticket in tickets])
         return results
 
     def _admit(self, tickets: Sequence[Ticket], caller: Caller, priority: Priority) -> None:
