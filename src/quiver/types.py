@@ -340,6 +340,15 @@ class Places:
     taken: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How full the server is when it refuses a request."""
+
+    queue: Queue
+    """Of the model that was asked for; where that is not known yet, of the one for which the least waits."""
+    places: Places | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """How much the server takes, and what it does with more."""

@@ -57,7 +57,7 @@ class Api:
             return await self._answer(route, replace(call, params=params, caller=caller))
         except QuiverError as error:
             exchange.error = error.code
-            return refuse(dialect, error)
+            return refuse(dialect, error, self.admission.load(error))
         except Exception:
             log.exception("a handler failed", route=exchange.route)
             exchange.error = QuiverError.code

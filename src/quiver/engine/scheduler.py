@@ -140,7 +140,7 @@ class Scheduler:
             waiting, seconds = self._waiting.num_tokens, self._seconds_until(asked, caller, priority)
             in_time = seconds <= IN_TIME * caller.seconds_left()
             if not in_time or not self._waiting.has_room(len(tickets), asked, self._bounds.capacity):
-                raise overloaded(waiting, waiting / self._rate)
+                raise overloaded(self._name, waiting, waiting / self._rate)
             for ticket in tickets:
                 self._waiting.push(ticket)
             self._changed.notify(len(tickets))
@@ -250,11 +250,10 @@ class Scheduler:
             self._loop.call_soon_threadsafe(_resolve, batch, outcomes)
 
 
-def overloaded(waiting: int, seconds: float) -> Overloaded:
+def overloaded(model: str, waiting: int, seconds: float) -> Overloaded:
     """Say that too much waits already, and when to come back."""
-    return Overloaded(
-        f"{waiting} tokens are waiting already; come back in {seconds:.1f} s", retry_after_seconds=seconds
-    )
+    message = f"{waiting} tokens are waiting already; come back in {seconds:.1f} s"
+    return Overloaded(message, retry_after_seconds=seconds, model=model)
 
 
 def _like(error: QuiverError) -> QuiverError:

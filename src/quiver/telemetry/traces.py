@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 
 import structlog
@@ -37,18 +38,22 @@ log = structlog.get_logger(__name__)
 FLUSH_SECONDS = 3.0
 """How long a stopping server tries to send its last spans."""
 CANCELLED = "cancelled"
+_FAILED = Status(StatusCode.ERROR)
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _PARENT = TraceContextTextMapPropagator()
 _WORK = context.create_key("quiver-work")
 
 
+Attributes = Mapping[str, str | int]
+
+
+@dataclass(slots=True)
 class _Work:
-    """What one request computed, summed up."""
+    """What was computed, summed up."""
 
-    __slots__ = ("inputs", "model", "tokens")
-
-    def __init__(self) -> None:
-        self.model, self.inputs, self.tokens = "", 0, 0
+    model: str = ""
+    inputs: int = 0
+    tokens: int = 0
 
 
 class OtlpTracer:
@@ -90,11 +95,11 @@ class OtlpTracer:
         work.model, work.inputs, work.tokens = model, work.inputs + inputs, work.tokens + tokens
         handed_over = timings.start + timings.encode
         taken = handed_over + timings.first
-        self._stage("encode", timings.start, handed_over, {"quiver.inputs": inputs})
+        self._stage("encode", timings.start, handed_over, {})
         self._stage("queue", handed_over, taken, {})
-        self._stage("compute", taken, timings.start + timings.total, _computed(model, inputs, tokens))
+        self._stage("compute", taken, timings.start + timings.total, _computed(_Work(model, inputs, tokens)))
 
-    def _stage(self, name: str, start: float, end: float, attributes: Mapping[str, str | int]) -> None:
+    def _stage(self, name: str, start: float, end: float, attributes: Attributes) -> None:
         self._tracer.start_span(name, attributes=attributes, start_time=_wall_ns(start)).end(_wall_ns(end))
 
     def close(self) -> None:
@@ -107,31 +112,29 @@ class OtlpTracer:
 
 
 def _finish(span: Span, exchange: Exchange, work: _Work) -> None:
-    """Say what a request came to, and let its span go."""
+    """Say what a request came to, and let its span go; only a fault that is not the client's makes it a failed one."""
     if span.is_recording():
         method = exchange.method if exchange.method in _METHODS else "_OTHER"
         span.update_name(f"{method} {exchange.route}")
-        span.set_attributes({"http.request.method": method, "http.route": exchange.route})
-        if exchange.status:
-            span.set_attribute("http.response.status_code", exchange.status)
-        if exchange.dialect:
-            span.set_attribute("quiver.dialect", exchange.dialect)
-        if work.inputs:
-            span.set_attributes(_computed(work.model, work.inputs, work.tokens))
-        _mark_error(span, exchange)
+        span.set_attributes({"http.request.method": method, **_came_to(exchange), **_computed(work)})
+        if exchange.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            span.set_status(_FAILED)
     span.end()
 
 
-def _computed(model: str, inputs: int, tokens: int) -> Mapping[str, str | int]:
-    return {"quiver.model": model, "quiver.inputs": inputs, "quiver.tokens": tokens}
-
-
-def _mark_error(span: Span, exchange: Exchange) -> None:
-    """Name an error; only one that is not the client's own makes the span a failed one."""
+def _came_to(exchange: Exchange) -> Attributes:
+    said: dict[str, str | int] = {"http.route": exchange.route, "quiver.dialect": exchange.dialect}
+    if exchange.status:
+        said["http.response.status_code"] = exchange.status
     if exchange.error or exchange.status >= HTTPStatus.BAD_REQUEST:
-        span.set_attribute("error.type", exchange.error or str(exchange.status))
-    if exchange.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        span.set_status(Status(StatusCode.ERROR))
+        said["error.type"] = exchange.error or str(exchange.status)
+    return said
+
+
+def _computed(work: _Work) -> Attributes:
+    if not work.inputs:
+        return {}
+    return {"quiver.model": work.model, "quiver.inputs": work.inputs, "quiver.tokens": work.tokens}
 
 
 def _wall_ns(at: float) -> int:
