@@ -41,6 +41,9 @@ def sample(field):
         "pooling": ("cls", ("cls",)),
         "batch_inputs": ("32", (32,)),
         "openai_ids": ("refuse", "refuse"),
+        "otlp_endpoint": ("http://localhost:4317", "http://localhost:4317"),
+        "otlp_service_name": ("mine", "mine"),
+        "otlp_sample_ratio": ("0.5", 0.5),
     }
     if field.name in special:
         return special[field.name]
@@ -243,6 +246,9 @@ def test_a_wrong_file_is_refused_by_name(text, words, write):
         ({"MAX_CLIENT_BATCH_SIZE": "0"}, ["environment MAX_CLIENT_BATCH_SIZE", "more than 0"]),
         ({"MODEL_ID": " , "}, ["environment MODEL_ID", "at least one"]),
         ({"QUIVER_TIMEOUT_SECONDS": "nan"}, ["environment QUIVER_TIMEOUT_SECONDS", "nan"]),
+        ({"OTLP_ENDPOINT": "grpc://a b"}, ["environment OTLP_ENDPOINT", "'grpc://a b'", "http://localhost:4317"]),
+        ({"OTEL_SAMPLE_RATIO": "1.5"}, ["environment OTEL_SAMPLE_RATIO", "1.5", "0 to 1"]),
+        ({"OTEL_SAMPLE_RATIO": "nan"}, ["environment OTEL_SAMPLE_RATIO", "nan"]),
         ({"QUIVER_PRESET": "smal"}, ["'smal'", "'small'"]),
         ({"QUIVER_CONFIG": "nowhere.toml"}, ["nowhere.toml", "No such file"]),
     ],

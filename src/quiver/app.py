@@ -44,7 +44,8 @@ from quiver.gate import Gate
 from quiver.models.catalogue import Catalogue
 from quiver.models.hub import Progress
 from quiver.service import Service
-from quiver.telemetry.observer import Observer
+from quiver.telemetry import tracing
+from quiver.telemetry.observer import Observer, Tracer
 from quiver.types import ModelState
 
 log = structlog.get_logger(__name__)
@@ -89,9 +90,9 @@ class App:
     edge: Edge
 
 
-def build(config: Config, ids: openai_ids.OpenAIIds | None = None, observer: Observer | None = None) -> App:
+def build(config: Config, ids: openai_ids.OpenAIIds | None = None, tracer: Tracer | None = None) -> App:
     """Put a server together; call it on the event loop. Raises `ConfigError`."""
-    observer, limits = observer or Observer(), config.server
+    observer, limits = Observer(tracer), config.server
     observer.watch_tasks(lambda: len(asyncio.all_tasks()))
     watchdog = Watchdog(stall_seconds=config.engine.stall_seconds, loop_stalled=_abort, loop_lag=observer.loop_lagged)
     ids = ids or openai_ids.configured(config.engine)
@@ -108,8 +109,9 @@ def build(config: Config, ids: openai_ids.OpenAIIds | None = None, observer: Obs
 async def serve(config: Config, progress: Progress) -> None:
     """Serve the configured models until a signal. Raises why it could not."""
     memory.keep_small()
-    app = build(config)
-    await run(app, lambda: app.engine.load(progress))
+    with tracing.tracer(config.server) as tracer:
+        app = build(config, tracer=tracer)
+        await run(app, lambda: app.engine.load(progress))
 
 
 async def run(app: App, load: Callable[[], Coroutine[Any, Any, None]]) -> None:

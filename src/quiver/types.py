@@ -162,6 +162,10 @@ class Timings:
     total: float = 0.0
     queue: float = 0.0
     """The part of `compute` until a lane was free, on average over the inputs."""
+    first: float = 0.0
+    """The part of `compute` until a lane was free for the first of the inputs."""
+    start: float = 0.0
+    """When it began, by the performance counter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +338,15 @@ class Places:
 
     limit: int
     taken: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How full the server is when it refuses a request."""
+
+    queue: Queue
+    """Of the model that was asked for; where that is not known yet, of the one for which the least waits."""
+    places: Places | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -128,6 +128,11 @@ class Replicas:
         replica = self._replicas.get(self._find(name))
         return replica.scheduler.queue if replica else Queue(0, 0, self._config.max_waiting_tokens, 0.0)
 
+    def shortest_queue(self, model: str | None = None) -> Queue:
+        """Tell what waits for a model, by its id; where none is named, for the one for which the least does."""
+        queues = [r.scheduler.queue for r in self.loaded if model in (None, r.model.spec.id)]
+        return min(queues, key=lambda queue: queue.seconds, default=Queue(0, 0, self._config.max_waiting_tokens, 0.0))
+
     @property
     def is_complete(self) -> bool:
         """Whether every configured model is loaded."""

@@ -74,8 +74,8 @@ class Runner:
         encodings = await self._encode(replica, request, inputs, form)
         _check_tokens(encodings)
         encoded = time.perf_counter()
-        results, queue = await self._submit(replica, request, encodings, caller)
-        return Computed(results, encodings, self._usage(replica, encodings, start, encoded, queue))
+        results, waits = await self._submit(replica, request, encodings, caller)
+        return Computed(results, encodings, self._usage(replica, encodings, start, encoded, waits))
 
     async def run_together(
         self, replica: Replica, request: ModelRequest, inputs: Sequence[Input], caller: Caller, form: Form
@@ -85,9 +85,9 @@ class Runner:
         tokenizer = replica.model.tokenizer
         whole, ends = tokenizer.join(await self._encode(replica, request, inputs, form))
         encoded = time.perf_counter()
-        (tokens,), queue = await self._submit(replica, request, [whole], caller)
+        (tokens,), waits = await self._submit(replica, request, [whole], caller)
         spans = np.concatenate(([tokenizer.num_head], ends))
-        return pool(tokens[: ends[-1]], spans, "mean"), self._usage(replica, [whole], start, encoded, queue)
+        return pool(tokens[: ends[-1]], spans, "mean"), self._usage(replica, [whole], start, encoded, waits)
 
     def check_count(self, count: int, field: str) -> None:
         """Refuse before any work what could only fail after it."""
@@ -117,22 +117,30 @@ class Runner:
 
     async def _submit(
         self, replica: Replica, request: ModelRequest, encodings: Sequence[Encoding], caller: Caller
-    ) -> tuple[Sequence[Floats], float]:
-        """Return a result for each, and how long they waited for a lane."""
+    ) -> tuple[Sequence[Floats], Sequence[float]]:
+        """Return a result for each, and how long each waited for a lane."""
         waits: list[float] = []
         results = await replica.scheduler.submit(
-            encodings, caller=caller, priority=request.priority, note_wait=waits.append
+            encodings, caller=caller, priority=request.priority, note_waits=waits.extend
         )
-        return results, sum(waits)
+        return results, waits
 
     def _usage(
-        self, replica: Replica, encodings: Sequence[Encoding], start: float, encoded: float, queue: float
+        self, replica: Replica, encodings: Sequence[Encoding], start: float, encoded: float, waits: Sequence[float]
     ) -> Usage:
         end = time.perf_counter()
+        timings = Timings(
+            encode=encoded - start,
+            compute=end - encoded,
+            total=end - start,
+            queue=sum(waits) / max(1, len(waits)),
+            first=min(waits, default=0.0),
+            start=start,
+        )
         usage = Usage(
             num_tokens=sum(map(len, encodings)),
             truncated=tuple(i for i, encoding in enumerate(encodings) if encoding.truncated),
-            timings=Timings(encode=encoded - start, compute=end - encoded, total=end - start, queue=queue),
+            timings=timings,
         )
         self._observer.inputs_computed(replica.model.spec.id, len(encodings), usage.num_tokens, usage.timings)
         return usage
