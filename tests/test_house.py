@@ -33,6 +33,7 @@ LAYERS = (
     ("quiver.api.call",),
     ("quiver.service",),
     ("quiver.gate", "quiver.jobs", "quiver.engine.engine"),
+    ("quiver.keyring", "quiver.metering"),
     ("quiver.engine.ranking",),
     ("quiver.engine.runner",),
     ("quiver.engine.replicas",),
@@ -41,16 +42,25 @@ LAYERS = (
     ("quiver.engine.waiting", "quiver.engine.pooling", "quiver.engine.prompts", "quiver.engine.scoring"),
     ("quiver.engine.packing",),
     ("quiver.backends",),
-    ("quiver.graphs", "quiver.models"),
+    ("quiver.graphs", "quiver.models", "quiver.db"),
     ("quiver.telemetry",),
     ("quiver.config",),
+    ("quiver.accounts", "quiver.keys"),
     ("quiver.types", "quiver.errors"),
     ("quiver", "quiver.engine"),  # nothing but a docstring and the version
 )
 """Imports only point down; a name stands for everything below it that is not named itself."""
 
 ONE_THING = frozenset(
-    {"quiver.bench", "quiver.backends", "quiver.config", "quiver.graphs", "quiver.models", "quiver.telemetry"}
+    {
+        "quiver.bench",
+        "quiver.backends",
+        "quiver.config",
+        "quiver.db",
+        "quiver.graphs",
+        "quiver.models",
+        "quiver.telemetry",
+    }
 )
 """Packages whose own files may import each other; elsewhere, those of one layer may not."""
 
@@ -72,6 +82,8 @@ A_DIALECT_SEES = frozenset(
 
 ANYWHERE = ("",)
 DOORS = {
+    "alembic": ("quiver/db/",),
+    "bcrypt": ("quiver/keys.py",),
     "ctranslate2": ("quiver/backends/ct2.py",),
     "httptools": (),
     "huggingface_hub": ("quiver/models/hub.py",),
@@ -85,6 +97,7 @@ DOORS = {
     "prometheus_client": ("quiver/telemetry/",),
     "rich": ("quiver/bench/", "quiver/cli.py", "quiver/progress.py"),
     "safetensors": ("quiver/models/weights.py",),
+    "sqlalchemy": ("quiver/db/",),
     "starlette": ("quiver/api/http.py",),
     "structlog": (
         "quiver/telemetry/",
@@ -404,7 +417,7 @@ def test_every_error_has_a_status(error):
     if issubclass(error, SetupError):
         return
     assert any(cls in STATUSES for cls in error.__mro__)
-    statuses = {Refused: range(400, 429), Unavailable: (429, 503, 504), EngineError: (500, 503)}
+    statuses = {Refused: range(400, 429), Unavailable: (409, 429, 503, 504), EngineError: (500, 503)}
     kind = next(kind for kind in statuses if issubclass(error, kind))
     assert status_of(error.__new__(error)) in statuses[kind]
 
