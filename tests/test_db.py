@@ -101,6 +101,21 @@ async def test_an_unreachable_database_is_named_without_its_password():
     assert "s3cret" not in f"{caught.value!r}{database.name}"
 
 
+async def test_a_server_waits_for_its_database_if_told_so():
+    """One that comes up late is found; without patience, or beyond it, the start fails and names it."""
+    async with postgres() as url, FaultProxy("127.0.0.1", url.port or 5432) as proxy:
+        await proxy.break_down(Fault.REFUSE)
+        through = url.set(host="127.0.0.1", port=proxy.listens_at).render_as_string(hide_password=False)
+        async with Database(through) as database:
+            for patience in (0.0, 0.2):
+                with pytest.raises(DatabaseError, match=r"cannot start without its database: postgresql://"):
+                    await db.prepare(database, wait_seconds=patience)
+            starting = asyncio.create_task(db.prepare(database, wait_seconds=10))
+            await asyncio.sleep(0.2)
+            await proxy.break_down(Fault.NONE)
+            assert await starting == ["0001"]
+
+
 @pytest.mark.parametrize("url", ["mysql://host/name", "no url", ""])
 def test_a_url_that_means_nothing_is_refused(url):
     """What cannot be a database is said at the start."""

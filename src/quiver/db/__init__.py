@@ -3,6 +3,6 @@
 from quiver.db.accounts import Accounts
 from quiver.db.database import Database, sqlite_url
 from quiver.db.ledger import Ledger
-from quiver.db.migrate import upgrade
+from quiver.db.migrate import prepare, upgrade
 
-__all__ = ["Accounts", "Database", "Ledger", "sqlite_url", "upgrade"]
+__all__ = ["Accounts", "Database", "Ledger", "prepare", "sqlite_url", "upgrade"]

@@ -1,5 +1,7 @@
 """Brings a database to the tables that this version of Quiver works with."""
 
+import asyncio
+import time
 from pathlib import Path
 
 from alembic.config import Config
@@ -11,11 +13,28 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from quiver.db.database import Database
 from quiver.db.tables import METADATA
-from quiver.errors import DatabaseError
+from quiver.errors import DatabaseDown, DatabaseError
 
 _SCRIPTS = Path(__file__).parent / "migrations"
 _LOCK = 0x51756976
 """What servers that start at the same time on one PostgreSQL wait for."""
+
+_RETRY_SECONDS = 1.0
+
+
+async def prepare(database: Database, *, wait_seconds: float = 0.0) -> list[str]:
+    """Upgrade the database of a server that starts, waiting a while for one that is not there yet.
+
+    Raises `DatabaseError`.
+    """
+    end = time.monotonic() + wait_seconds
+    while True:
+        try:
+            return await upgrade(database)
+        except DatabaseDown as error:
+            if (left := end - time.monotonic()) <= 0:
+                raise DatabaseError(f"the server cannot start without its database: {error.message}") from error
+        await asyncio.sleep(min(_RETRY_SECONDS, left))
 
 
 async def upgrade(database: Database) -> list[str]:
