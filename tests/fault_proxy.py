@@ -83,10 +83,11 @@ class FaultProxy:
         task = asyncio.current_task()
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        there_reader, there_writer = await asyncio.open_connection(self.host, self.port)
-        both = {writer, there_writer}
-        self._writers |= both
+        both = {writer}
         try:
+            there_reader, there_writer = await asyncio.open_connection(self.host, self.port)
+            both.add(there_writer)
+            self._writers |= both
             await asyncio.gather(self._ask(reader, there_writer), self._answer(there_reader, writer))
         except (OSError, asyncio.CancelledError):
             pass

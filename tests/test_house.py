@@ -33,7 +33,7 @@ LAYERS = (
     ("quiver.api.call",),
     ("quiver.service",),
     ("quiver.gate", "quiver.jobs", "quiver.engine.engine"),
-    ("quiver.keyring", "quiver.metering"),
+    ("quiver.keyring", "quiver.metering", "quiver.limits"),
     ("quiver.engine.ranking",),
     ("quiver.engine.runner",),
     ("quiver.engine.replicas",),
@@ -45,7 +45,7 @@ LAYERS = (
     ("quiver.graphs", "quiver.models", "quiver.db"),
     ("quiver.telemetry",),
     ("quiver.config",),
-    ("quiver.accounts", "quiver.keys"),
+    ("quiver.accounts", "quiver.keys", "quiver.remote"),
     ("quiver.types", "quiver.errors"),
     ("quiver", "quiver.engine"),  # nothing but a docstring and the version
 )
@@ -96,6 +96,7 @@ DOORS = {
     "platformdirs": ("quiver/config/",),
     "prometheus_client": ("quiver/telemetry/",),
     "rich": ("quiver/bench/", "quiver/cli.py", "quiver/progress.py"),
+    "redis": ("quiver/remote.py",),
     "safetensors": ("quiver/models/weights.py",),
     "sqlalchemy": ("quiver/db/",),
     "starlette": ("quiver/api/http.py",),
