@@ -7,7 +7,8 @@ a test is skipped, but never in continuous integration (`CI` is set there): it f
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator
+import statistics
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import asyncpg
@@ -80,3 +81,8 @@ async def redis_prefix() -> AsyncIterator[str]:
         if left := [key async for key in client.scan_iter(f"{prefix}*", count=1000)]:
             await client.delete(*left)
         await client.aclose()
+
+
+def added(before: Sequence[float], during: Sequence[float]) -> float:
+    """Return by how much the slowest of a hundred is slower than it was before (p99), whatever else the machine does."""
+    return statistics.quantiles(during, n=100)[98] - statistics.quantiles(before, n=100)[98]

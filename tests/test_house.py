@@ -38,7 +38,7 @@ LAYERS = (
     ("quiver.engine.runner",),
     ("quiver.engine.replicas",),
     ("quiver.engine.model",),
-    ("quiver.engine.scheduler", "quiver.engine.tokenizer", "quiver.engine.outputs"),
+    ("quiver.engine.scheduler", "quiver.engine.tokenizer", "quiver.engine.outputs", "quiver.engine.cache"),
     ("quiver.engine.waiting", "quiver.engine.pooling", "quiver.engine.prompts", "quiver.engine.scoring"),
     ("quiver.engine.packing",),
     ("quiver.backends",),
