@@ -45,6 +45,7 @@ LAYERS = (
     ("quiver.graphs", "quiver.models", "quiver.db"),
     ("quiver.telemetry",),
     ("quiver.config",),
+    ("quiver.spool",),
     ("quiver.accounts", "quiver.keys", "quiver.remote"),
     ("quiver.types", "quiver.errors"),
     ("quiver", "quiver.engine"),  # nothing but a docstring and the version
@@ -105,6 +106,7 @@ DOORS = {
         "quiver/api/dispatch.py",
         "quiver/app.py",
         "quiver/jobs.py",
+        "quiver/metering.py",
         "quiver/progress.py",
     ),
     "torch": ("quiver/backends/pytorch/",),
