@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ from quiver import db
 from quiver.accounts import FIRST_TIERS, ApiKey, Rate, Tier, UsageEntry, User
 from quiver.db import Accounts, Database, Ledger
 from quiver.db.tables import METADATA, TOTALS, USAGE
-from quiver.errors import ConfigError, DatabaseDown, DatabaseError, InvalidInput, UnknownAccount
+from quiver.errors import ConfigError, DatabaseDown, DatabaseError, InvalidInput, MissingExtra, UnknownAccount
 from stores import database_url, opened, postgres
 
 JULY = 1_782_950_400.0  # 2026-07-02
@@ -121,6 +122,13 @@ def test_a_url_that_means_nothing_is_refused(url):
     """What cannot be a database is said at the start."""
     with pytest.raises(ConfigError, match="database URL"):
         Database(url)
+
+
+def test_a_driver_that_is_not_installed_is_named(monkeypatch):
+    """PostgreSQL is an extra, missed only by who uses it."""
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'quiver\[postgres\]'"):
+        Database("postgresql://host/name")
 
 
 async def test_a_directory_that_cannot_be_made_is_named(tmp_path):
@@ -334,6 +342,23 @@ async def test_a_broken_postgres_is_said_in_time_and_comes_back(fault):
                 assert time.perf_counter() - start < 0.6
             await proxy.break_down(Fault.NONE)
             assert await recovered(accounts) == list(FIRST_TIERS)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_broken_postgres_holds_up_no_end(fault):
+    """A server that stops gives up on its database within seconds, whether or not it was asked meanwhile."""
+    async with postgres() as url, FaultProxy("127.0.0.1", url.port or 5432) as proxy:
+        through = url.set(host="127.0.0.1", port=proxy.listens_at).render_as_string(hide_password=False)
+        for is_asked in (False, True):
+            database = Database(through, read_seconds=0.3)
+            await asyncio.gather(*(database.ping() for _ in range(3)))
+            await proxy.break_down(fault)
+            if is_asked:
+                with pytest.raises(DatabaseDown):
+                    await database.ping()
+            async with asyncio.timeout(4):
+                await database.close()
+            await proxy.break_down(Fault.NONE)
 
 
 async def recovered(accounts: Accounts, *, within_seconds: float = 5.0) -> list[Tier]:

@@ -1,6 +1,7 @@
 """Token buckets: the arithmetic against a model, in memory, in a real Redis, and before one that fails."""
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator
 from fractions import Fraction
@@ -14,7 +15,7 @@ from fakes import FakeClock
 from fault_proxy import FAULTS, Fault, FaultProxy
 from quiver import limits, remote
 from quiver.accounts import Rate
-from quiver.errors import ConfigError, InvalidInput
+from quiver.errors import ConfigError, InvalidInput, MissingExtra
 from quiver.limits import Buckets, Limiter
 from quiver.remote import Remote, RemoteDown
 from stores import REDIS, added, redis_prefix
@@ -257,6 +258,13 @@ def test_a_url_that_means_nothing_is_refused(url):
     """What cannot be a Redis is said at the start."""
     with pytest.raises(ConfigError, match="the Redis URL is none"):
         Remote(url)
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch):
+    """Redis is an extra, missed only by who uses it."""
+    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'quiver\[redis\]'"):
+        Remote("redis://host")
 
 
 async def test_a_redis_is_named_without_its_password():

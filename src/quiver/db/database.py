@@ -20,6 +20,7 @@ Work = Callable[[AsyncConnection], Awaitable[T]]
 READ_SECONDS = 0.25
 """How long a read may take: someone waits for it."""
 WRITE_SECONDS = 10.0
+_CLOSE_SECONDS = 3.0
 _CONNECTIONS = 5
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -70,9 +71,14 @@ class Database:
         await self.read(lambda connection: connection.execute(text("SELECT 1")))
 
     async def close(self) -> None:
-        """Give back the connections."""
+        """Give back the connections; of a database that is gone none waits for a goodbye."""
+        closing = asyncio.ensure_future(self._close())
+        if (await asyncio.wait({closing}, timeout=_CLOSE_SECONDS))[1]:
+            self._abandon(closing)
+
+    async def _close(self) -> None:
         if self._abandoned:
-            await asyncio.wait(self._abandoned, timeout=1.0)
+            await asyncio.wait(self._abandoned)
         await self._engine.dispose()
 
     async def __aenter__(self) -> Self:

@@ -215,12 +215,13 @@ class Cache:
         found = [self.memory.get(key) for key in keys]
         search = _Search(keys, compute, urgent, found, [result is not None for result in found])
         self.counts.memory_hits += sum(search.cached)
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                while missing := search.missing:
-                    await self._fill(search, missing)
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"not answered within {timeout_seconds:g} s") from error
+        if search.missing:
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    while missing := search.missing:
+                        await self._fill(search, missing)
+            except TimeoutError as error:
+                raise DeadlineExceeded(f"not answered within {timeout_seconds:g} s") from error
         return Found([result for result in search.found if result is not None], search.cached)
 
     async def close(self) -> None:
