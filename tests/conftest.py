@@ -16,9 +16,13 @@ from quiver.api.http import HttpServer
 from quiver.app import App
 from quiver.config import Config, Dtype, ModelsConfig, ModelSettings
 from quiver.engine import model as loading
-from quiver.engine.model import Model
+from quiver.engine.model import Model, WarmUp
+from quiver.engine.openai_ids import OpenAIIds
+from quiver.engine.scheduler import MAX_DEATHS
+from quiver.errors import LaneDied
 from quiver.models.catalogue import Catalogue
 from quiver.models.files import ModelFiles
+from quiver.types import Caller, EmbedRequest
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -49,7 +53,11 @@ def minilm(request: pytest.FixtureRequest, minilm_files: ModelFiles) -> Iterator
 
 @contextlib.asynccontextmanager
 async def assembled(
-    model: Model | None = None, *, models: Mapping[str, Any] | None = None, **sections: Any
+    model: Model | None = None,
+    *,
+    models: Mapping[str, Any] | None = None,
+    openai_ids: OpenAIIds | None = None,
+    **sections: Any,
 ) -> AsyncIterator[App]:
     """Put a server's parts together around one model, without a listener.
 
@@ -57,9 +65,9 @@ async def assembled(
     """
     model = model or hash_model()
     config = Config(**sections, models=ModelsConfig(**{"model": (model.spec.id,), **(models or {})}))
-    parts = app.build(config)
+    parts = app.build(config, openai_ids)
     async with parts.engine, parts.service.jobs:
-        parts.engine.replicas.add(model.spec.id, model, batch_invariant=True)
+        parts.engine.replicas.add(model.spec.id, model, WarmUp())
         yield parts
 
 
@@ -67,13 +75,22 @@ async def assembled(
 async def listening(model: Model | None = None, **sections: Any) -> AsyncIterator[str]:
     """Run a server with one model on a free port of this machine; yields its URL."""
     async with assembled(model, **sections) as parts:
-        server = HttpServer(parts.api, replace(parts.config.server, port=0, drain_seconds=2.0))
+        server = HttpServer(
+            parts.api, parts.edge, replace(parts.config.server, port=0, drain_seconds=2.0, drain_delay_seconds=0)
+        )
         running = asyncio.create_task(server.run_until_stopped())
         try:
             yield server.url
         finally:
             server.stop()
             await running
+
+
+async def kill_lanes(parts: App) -> None:
+    """Ask a model whose backend ends its lane until no lane is put in its place."""
+    for _ in range(MAX_DEATHS + 1):
+        with pytest.raises(LaneDied):
+            await parts.service.embed(EmbedRequest(inputs=["a"]), Caller("test"))
 
 
 @pytest.fixture

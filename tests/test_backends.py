@@ -13,14 +13,17 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import psutil
 import pytest
 from numpy.typing import NDArray
+from onnx import helper
 from safetensors.numpy import load_file, save_file
 
 import checkpoints
 import reference
 from quiver.backends import Backend, ct2, onnx, pytorch
+from quiver.backends.sessions import Sessions
 from quiver.engine.packing import pack
 from quiver.errors import LoadError, MissingExtra
 from quiver.models.catalogue import ModelSpec
@@ -274,3 +277,26 @@ def test_no_graphics_card_without_torch(monkeypatch: pytest.MonkeyPatch) -> None
     """Where torch is not installed, there is no graphics card to use, and that is no error."""
     monkeypatch.setitem(sys.modules, "torch", None)
     assert not pytorch.has_gpu()
+
+
+def test_onnx_runtime_without_memory_is_a_memory_error():
+    """A batch for which ONNX Runtime finds no memory is told from one that the model cannot compute; then it goes on."""
+    given, result = helper.make_tensor_value_info("n", 7, [1]), helper.make_tensor_value_info("result", 1, [None])
+    graph = helper.make_graph([helper.make_node("ConstantOfShape", ["n"], ["result"])], "zeros", [given], [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+
+    def start(options: Any) -> Any:
+        options.log_severity_level = 4
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def compute(n: int) -> NDArray[np.float32]:
+        with sessions.free() as session:
+            return session.run(None, {"n": np.array([n])})[0]
+
+    sessions = Sessions(start, num_bytes=0)
+    with pytest.raises(MemoryError):
+        compute(1 << 44)
+    with pytest.raises(Exception, match="must be >= 0") as other:
+        compute(-1)
+    assert not isinstance(other.value, MemoryError)
+    assert len(compute(3)) == 3

@@ -40,10 +40,11 @@ def sample(field):
         "revision": ("v1.5", ("v1.5",)),
         "pooling": ("cls", ("cls",)),
         "batch_inputs": ("32", (32,)),
+        "openai_ids": ("refuse", "refuse"),
     }
     if field.name in special:
         return special[field.name]
-    if field.name in {"data_dir", "hub_cache"}:
+    if field.name in {"data_dir", "hub_cache", "cl100k_file"}:
         return "somewhere", Path("somewhere")
     if field.type is bool:
         return ("false", False) if field.default else ("true", True)

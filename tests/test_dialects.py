@@ -8,6 +8,7 @@ import pytest
 from conftest import assembled
 from fakes import HashBackend, LogitBackend, TokenBackend, fake_model
 from quiver.api.call import Call
+from quiver.api.root import WIDE
 from quiver.app import DIALECTS
 from quiver.config import ServerConfig
 
@@ -71,7 +72,10 @@ async def test_an_exchange_is_as_recorded(path):
         for prefix in ("", f"/{path.parent.name}"):
             reply = await parts.api.receive(call_of(exchange["request"], prefix))
             assert reply.status == wanted["status"], reply.body
-            assert_same(json.loads(reply.body) if reply.body else None, wanted["body"])
+            found = json.loads(reply.body) if reply.body else None
+            if reply.status >= 400 and not prefix and exchange["request"]["path"] in WIDE:
+                found = {key: value for key, value in found.items() if key in wanted["body"]}  # the rest is for others
+            assert_same(found, wanted["body"])
             assert wanted.get("headers", {}).items() <= dict(reply.headers).items()
 
 

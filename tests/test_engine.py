@@ -1,6 +1,7 @@
 """The verbs over fakes whose numbers can be told beforehand: embed, rerank, classify, sparse and token vectors."""
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -9,7 +10,11 @@ from conftest import assembled
 from fakes import HIDDEN, HashBackend, LogitBackend, TokenBackend, byte_tokenizer, fake_model, hash_vector
 from quiver.config import EngineConfig, ModelsConfig
 from quiver.engine import outputs, scoring
+from quiver.engine.model import WarmUp
+from quiver.engine.runner import Runner
+from quiver.engine.watchdog import Watchdog
 from quiver.errors import InvalidInput, TooLong, TooManyInputs
+from quiver.telemetry.observer import Observer
 from quiver.types import Caller, ClassifyRequest, EmbedRequest, Pair, RerankRequest
 
 ME = Caller("me")
@@ -268,7 +273,7 @@ async def test_a_request_that_names_no_model_gets_one_of_the_right_kind():
     """Where an embedder and a reranker are served, each verb finds its own; a name still counts more."""
     reranker = fake_model(LogitBackend(), id="test/judge", aliases=("judge",), kind="rerank", dimensions=1)
     async with assembled(models={"model": ("test/hash", "judge")}) as parts:
-        parts.engine.replicas.add("judge", reranker, batch_invariant=True)
+        parts.engine.replicas.add("judge", reranker, WarmUp())
         assert (await embed(parts, "a dog")).model == "test/hash"
         assert (await rerank(parts, "a dog", DOCUMENTS)).model == "test/judge"
         assert (await rerank(parts, "a dog", DOCUMENTS, model="hash")).model == "test/hash"
@@ -307,3 +312,28 @@ async def test_a_text_of_which_a_tokenizer_makes_nothing_is_refused():
     async with assembled(fake_model(HashBackend())) as parts:
         with pytest.raises(InvalidInput, match="input 1 has no tokens"):
             await embed(parts, "a dog", "")
+
+
+@pytest.mark.parametrize("encoders", [1, 3])
+async def test_so_many_texts_are_encoded_at_once_as_is_set(encoders):
+    """As many threads as the setting says work side by side, and one piece of work more waits for one of them."""
+    runner, together, begun = (
+        Runner(EngineConfig(encoders=encoders), Observer(), Watchdog(stall_seconds=60)),
+        threading.Barrier(encoders),
+        [],
+    )
+    opened = threading.Event()
+
+    def work():
+        begun.append(together.wait(10))
+        assert opened.wait(10)
+
+    works = [asyncio.ensure_future(runner.encoders.run(work)) for _ in range(2 * encoders)]
+    async with asyncio.timeout(10):
+        while len(begun) < encoders:  # noqa: ASYNC110  threads have no event
+            await asyncio.sleep(0.001)
+    await asyncio.sleep(0.05)
+    assert len(begun) == runner.limits.encoders == encoders
+    opened.set()
+    await asyncio.gather(*works)
+    runner.close()

@@ -12,8 +12,9 @@ from conftest import listening
 from fakes import LentBackend
 from quiver.engine.model import Model
 from quiver.engine.packing import Budget
-from quiver.engine.scheduler import Scheduler
+from quiver.engine.scheduler import Bounds, Scheduler
 from quiver.engine.waiting import Capacity
+from quiver.engine.watchdog import Watchdog
 from quiver.models.weights import Weights
 from quiver.telemetry.observer import Observer
 from quiver.types import Caller, Encoding, Priority
@@ -34,10 +35,9 @@ async def in_company(model: Model, encodings, *, seed: int) -> np.ndarray:
     scheduler = Scheduler(
         "test",
         model.compute,
-        budget=Budget(model.backend.batch_tokens),
-        lanes=model.backend.lanes,
-        capacity=Capacity(10_000_000),
+        Bounds(Budget(model.backend.batch_tokens), model.backend.lanes, Capacity(10_000_000)),
         observer=Observer(),
+        watchdog=Watchdog(stall_seconds=60),
     )
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(encodings))
@@ -51,7 +51,6 @@ async def in_company(model: Model, encodings, *, seed: int) -> np.ndarray:
                 [encodings[i] for i in portion],
                 caller=Caller(f"client {number}"),
                 priority=Priority.INTERACTIVE,
-                timeout_seconds=600,
             )
 
     await asyncio.gather(*(client(number) for number in range(CLIENTS)))

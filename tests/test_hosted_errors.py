@@ -53,6 +53,45 @@ def message_of(name, reply):
     return error[ERROR_KEYS[name][0]]
 
 
+SHARED_CALLS = [
+    ("/v1/embeddings", {"input": "a"}),
+    ("/v1/embeddings", {"input": "a", "truncation": True}),
+    ("/v1/embeddings", {"input": "a", "task": "retrieval.query"}),
+    ("/v1/embeddings", {"input": "a", "prompt": "query"}),
+    ("/v1/embeddings", {"input": "a", "modality": "text"}),
+    ("/embeddings", {"input": "a"}),
+    ("/v1/rerank", {"query": "a", "documents": ["a"]}),
+    ("/v1/rerank", {"query": "a", "documents": ["a"], "top_k": 1}),
+    ("/v1/rerank", {"query": "a", "documents": ["a"], "rank_fields": ["text"]}),
+    ("/rerank", {"query": "a", "documents": ["a"]}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), SHARED_CALLS)
+async def test_where_a_path_is_shared_every_client_finds_the_reason(path, body):
+    """OpenAI's object, Cohere's message and Voyage's detail stand in one body, whoever the call was told to be for."""
+    allowed = {"allow_models": ("BAAI/bge-small-en-v1.5",)}
+    async with assembled(models=allowed, server=ServerConfig(api_key=Secret("k3y"))) as parts:
+        unknown = await send(parts, path, body | {"model": "gpt-4"}, authorization="k3y")
+        stranger = await send(parts, path, body)
+    assert (unknown.status in (400, 404), stranger.status) == (True, 401)
+    assert stranger.headers["www-authenticate"] == "Bearer"
+    for reply, words in ((unknown, "gpt-4"), (stranger, "API key")):
+        found = json.loads(reply.body)
+        assert {"error", "message", "detail"} <= found.keys()
+        assert found["error"].keys() == {"message", "type", "param", "code"}
+        assert words in found["message"]
+        assert found["detail"] in (found["message"], "Unauthorized")  # the word of Infinity's own client
+
+
+async def test_what_infinitys_client_walks_stays_a_list(parts):
+    """At a shared path, a wrong form of its body is 422 with its framework's list, whatever stands beside that."""
+    reply = await send(parts, "/v1/rerank", {"query": "a", "documents": [], "raw_scores": False})
+    found = json.loads(reply.body)
+    assert (reply.status, found["detail"][0]["loc"]) == (422, ["body", "documents"])
+    assert found["message"] == found["error"]["message"] == found["detail"][0]["msg"]
+
+
 BODIES = [(d.name, route.path) for d in HOSTED for route in d.routes if route.body]
 BAD = {
     "nothing": b"",
@@ -169,7 +208,9 @@ async def test_overload_is_429_and_a_late_answer_504(name):
         assert gate.wait(10)
 
     model = hash_model(lanes=1, before=wait)
-    async with assembled(model, engine=EngineConfig(max_waiting_tokens=100, timeout_seconds=0.5)) as parts:
+    async with assembled(
+        model, engine=EngineConfig(max_waiting_tokens=100), server=ServerConfig(timeout_seconds=0.5)
+    ) as parts:
         taken = asyncio.create_task(send(parts, *embed_body(name, "a" * 90)))
         await asyncio.to_thread(busy.wait)
         late = asyncio.create_task(send(parts, *embed_body(name, "b" * 90)))
@@ -248,8 +289,27 @@ def test_a_call_at_the_root_reaches_the_api_that_it_was_made_for(method, path, b
     assert Router(app.DIALECTS, SHARED).find(call)[0].name == owner
 
 
-@pytest.mark.parametrize(("preferred", "owner"), [((), "jina"), (("cohere",), "cohere"), (("openai",), "jina")])
-def test_a_rerank_that_tells_nothing_goes_where_the_settings_say(preferred, owner):
-    """Jina's and Cohere's bodies may be the same: `root_dialects` decides, and Jina without it."""
+@pytest.mark.parametrize("owner", ["jina", "cohere", "voyage", "infinity"])
+def test_a_rerank_that_tells_nothing_goes_where_the_settings_say(owner):
+    """The bodies of several APIs may be the same: `root_dialects` decides, and without it, it is Jina's."""
     call = Call("POST", "/v1/rerank", {}, json.dumps(PAIRS).encode())
-    assert Router(app.DIALECTS, SHARED, preferred).find(call)[0].name == owner
+    assert Router(app.DIALECTS, SHARED, ("openai", owner)).find(call)[0].name == owner
+    assert Router(app.DIALECTS, SHARED, ("openai",)).find(call)[0].name == "jina"
+
+
+@pytest.mark.parametrize("owner", ["openai", "jina", "voyage", "mixedbread", "infinity"])
+@pytest.mark.parametrize("body", [PLAIN, {**PLAIN, "dimensions": 8}, b"no json"])
+def test_embeddings_that_tell_nothing_go_where_the_settings_say(owner, body):
+    """Texts and a model are everybody's body: `root_dialects` decides, and without it, it is OpenAI's."""
+    call = Call("POST", "/v1/embeddings", {}, body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert Router(app.DIALECTS, SHARED, (owner,)).find(call)[0].name == owner
+    assert Router(app.DIALECTS, SHARED).find(call)[0].name == "openai"
+
+
+@pytest.mark.parametrize("path", ["/v1/v1/embed", "/v1/v1/rerank", "/v1/v1/models", "/v1/v1/models/test/hash"])
+def test_a_version_that_is_named_twice_is_named_once(path):
+    """Clients that put /v1 before their paths find them with a base URL that ends so as well."""
+    call = Call("GET" if "models" in path else "POST", path, FERN, b'{"texts": ["a"]}')
+    dialect, route, _ = Router(app.DIALECTS, SHARED).find(call)
+    assert dialect.name == "cohere"
+    assert route.path.count("/v1") == 1

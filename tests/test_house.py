@@ -25,29 +25,33 @@ LAYERS = (
     ("quiver.bench", "quiver.progress"),
     ("quiver.app",),
     ("quiver.api.http", "quiver.api.openapi", "quiver.api.health"),
+    ("quiver.api.connection",),
+    ("quiver.api.edge",),
     ("quiver.api.dispatch", "quiver.api.root"),
     ("quiver.api.router",),
     ("quiver.api",),  # every other file in api/ is a dialect
     ("quiver.api.runpod_worker",),
     ("quiver.api.vectors", "quiver.api.documents", "quiver.api.tei_wire"),
     ("quiver.api.call",),
-    ("quiver.service",),
+    ("quiver.service", "quiver.admission"),
     ("quiver.gate", "quiver.jobs", "quiver.engine.engine"),
     ("quiver.keyring", "quiver.metering", "quiver.limits"),
     ("quiver.engine.ranking",),
     ("quiver.engine.runner",),
-    ("quiver.engine.replicas",),
+    ("quiver.engine.replicas", "quiver.engine.probe", "quiver.engine.encoders"),
+    ("quiver.engine.statuses", "quiver.engine.threads"),
     ("quiver.engine.model",),
-    ("quiver.engine.scheduler", "quiver.engine.tokenizer", "quiver.engine.outputs", "quiver.engine.cache"),
+    ("quiver.engine.scheduler", "quiver.engine.tokenizer", "quiver.engine.outputs", "quiver.engine.openai_ids"),
+    ("quiver.engine.cache", "quiver.engine.attempts", "quiver.engine.watchdog"),
     ("quiver.engine.waiting", "quiver.engine.pooling", "quiver.engine.prompts", "quiver.engine.scoring"),
-    ("quiver.engine.packing",),
+    ("quiver.engine.packing", "quiver.engine.backlog", "quiver.engine.turns"),
     ("quiver.backends",),
     ("quiver.graphs", "quiver.models", "quiver.db"),
     ("quiver.telemetry",),
     ("quiver.config",),
     ("quiver.spool",),
     ("quiver.accounts", "quiver.keys", "quiver.remote"),
-    ("quiver.types", "quiver.errors"),
+    ("quiver.types", "quiver.errors", "quiver.memory"),
     ("quiver", "quiver.engine"),  # nothing but a docstring and the version
 )
 """Imports only point down; a name stands for everything below it that is not named itself."""
@@ -113,7 +117,7 @@ DOORS = {
     "transformers": ("quiver/backends/pytorch/",),
     "tokenizers": ("quiver/engine/tokenizer.py",),
     "typer": ("quiver/cli.py",),
-    "uvicorn": ("quiver/api/http.py",),
+    "uvicorn": ("quiver/api/http.py", "quiver/api/connection.py"),
     "uvloop": ("quiver/cli.py", "quiver/bench/run.py"),
 }
 """Where each package may be imported, as the beginning of a path; one that is not here has no door at all."""
@@ -420,7 +424,7 @@ def test_every_error_has_a_status(error):
     if issubclass(error, SetupError):
         return
     assert any(cls in STATUSES for cls in error.__mro__)
-    statuses = {Refused: range(400, 429), Unavailable: (409, 429, 503, 504), EngineError: (500, 503)}
+    statuses = {Refused: (*range(400, 429), 431), Unavailable: (409, 429, 503, 504), EngineError: (500, 503)}
     kind = next(kind for kind in statuses if issubclass(error, kind))
     assert status_of(error.__new__(error)) in statuses[kind]
 

@@ -82,6 +82,9 @@ async def test_a_request_of_a_trace_is_called_by_it(url):
     given = {
         f"00-{trace}-00f067aa0ba902b7-01": True,
         f"01-{trace}-00f067aa0ba902b7-00": True,
+        f"01-{trace}-00f067aa0ba902b7-00-more": True,
+        f"01-{trace}-00f067aa0ba902b7-00more": False,
+        f"00-{trace}-00f067aa0ba902b7-00-more": False,
         f"ff-{trace}-00f067aa0ba902b7-01": False,
         f"00-{'0' * 32}-00f067aa0ba902b7-01": False,
         f"00-{trace}-{'0' * 16}-01": False,
@@ -142,7 +145,7 @@ async def test_probes_fail_once_a_lane_has_died():
 
     async with listening(hash_model(lanes=1, before=die)) as url, httpx.AsyncClient(base_url=url) as http:
         assert (await http.get("/health/live")).status_code == 200
-        assert (await http.post("/v1/embeddings", json={"input": "a"})).status_code == 503
+        assert [(await http.post("/v1/embeddings", json={"input": "a"})).status_code for _ in range(5)] == [503] * 5
         for path in ("/health", "/health/live", "/health/ready"):
             assert (await http.get(path)).status_code == 503
         assert (await http.get("/health")).json()["status"] == "failed"

@@ -195,8 +195,6 @@ REFUSED = {
     "unknown encoding_format": ({"input": "a", "encoding_format": "hex"}, 422),
     "an image": ({"input": "a", "modality": "image"}, 422),
     "audio": ({"input": "a", "modality": "audio"}, 422),
-    "unknown model": ({"input": "a", "model": "gpt-4"}, 400),
-    "a path as model": ({"input": "a", "model": "../../etc/passwd"}, 400),
 }
 
 
@@ -248,11 +246,36 @@ async def test_health_is_no_constant():
             assert (status, reply["error"]["code"]) == (503, 503)
 
 
-async def test_any_name_is_the_first_models_where_that_is_set():
-    """Infinity with one model takes every name, and so do we with `any_model_name`; the reply says what it was."""
-    async with assembled(models={"any_model_name": True}) as parts:
-        status, reply = await ask(parts, EMBEDDINGS, {"input": "a", "model": "text-embedding-ada-002"})
+TWO = {"allow_models": ("BAAI/bge-small-en-v1.5",)}
+"""Settings with which another model may be asked for, too."""
+
+
+@pytest.mark.parametrize("name", ["text-embedding-ada-002", "../../etc/passwd", "default/not-specified", "", None])
+async def test_any_name_is_that_of_the_only_model(parts, name):
+    """With one model Infinity takes every name; the reply says what it was."""
+    status, reply = await ask(parts, EMBEDDINGS, {"input": "a", "model": name})
     assert (status, reply["model"]) == (200, "test/hash")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/embeddings", {"input": "a"}),
+        ("/rerank", {"query": "q", "documents": ["a"]}),
+        ("/classify", {"input": ["a"]}),
+    ],
+)
+async def test_of_several_models_the_name_tells(path, body):
+    """A name that none of them has is 400, with the names that there are; with `any_model_name` it is the first's."""
+    async with assembled(models=TWO) as parts:
+        for name in ("gpt-4", "../../etc/passwd"):
+            status, reply = await ask(parts, f"/infinity{path}", body | {"model": name})
+            assert (status, list(reply)) == (400, ["error"])
+            assert reply["error"]["code"] == 400
+            assert all(served in reply["error"]["message"] for served in ("test/hash", "BAAI/bge-small-en-v1.5"))
+        assert (await ask(parts, EMBEDDINGS, {"input": "a", "model": "hash"}))[0] == 200
+    async with assembled(models=TWO | {"any_model_name": True}) as parts:
+        assert (await ask(parts, EMBEDDINGS, {"input": "a", "model": "gpt-4"}))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -261,9 +284,14 @@ async def test_any_name_is_the_first_models_where_that_is_set():
         ("/embeddings", {"input": "a"}, "openai"),
         ("/embeddings", {"input": "a", "modality": "text"}, "infinity"),
         ("/v1/embeddings", {"input": "a"}, "openai"),
+        ("/v1/embeddings", {"input": "a", "modality": "text"}, "infinity"),
+        ("/infinity/v1/embeddings", {"input": "a"}, "infinity"),
         ("/rerank", {"query": "q", "documents": ["a"]}, "infinity"),
+        ("/v1/rerank", {"query": "q", "documents": ["a"], "raw_scores": False}, "infinity"),
+        ("/v1/rerank", {"query": "q", "documents": ["a"]}, "jina"),
         ("/models", None, "infinity"),
         ("/v1/models", None, "openai"),
+        ("/infinity/v1/models", None, "infinity"),
     ],
 )
 async def test_the_root_belongs_to_whom_a_call_is_meant_for(parts, path, body, owner):
@@ -281,4 +309,8 @@ async def test_infinity_may_own_the_root():
     async with assembled(server=ServerConfig(root_dialects=("infinity",))) as parts:
         assert "id" in (await ask(parts, "/embeddings", {"input": "a"}))[1]
         assert (await ask(parts, "/embeddings", {"input": []}))[0] == 422
+        assert "id" in (await ask(parts, "/v1/embeddings", {"input": "a"}))[1]
+        assert (await ask(parts, "/v1/models", b"", method="GET"))[1]["data"][0]["owned_by"] == "infinity"
+        _, ranked = await ask(parts, "/v1/rerank", {"query": "q", "documents": ["a"], "return_documents": True})
+        assert ranked["results"][0]["document"] == "a"
         assert list((await ask(parts, "/health", b"", method="GET"))[1]) == ["unix"]

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 import threading
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from conftest import assembled
 from fakes import HIDDEN, byte_tokenizer, hash_model, hash_vector
 from quiver.api.call import Call
+from quiver.api.openai import go_duration
 from quiver.config import EngineConfig, Secret, ServerConfig
 
 PATH = "/v1/embeddings"
@@ -177,13 +179,14 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 async def test_bad_input_is_refused_with_the_reason(parts, name):
-    """Whatever the body, the reply is a 4xx in OpenAI's shape that names the field; the next request is answered."""
+    """Whatever the body, the reply is a 4xx that has OpenAI's object, which names the field; the next one is answered."""
     body, status, code, param = REFUSED[name]
 
     got, reply = await ask(parts, body)
 
     assert got == status, reply
-    assert list(reply) == ["error"]
+    assert list(reply) == ["error", "message", "detail"]
+    assert reply["message"] == reply["detail"] == reply["error"]["message"]
     assert list(reply["error"]) == ["message", "type", "param", "code"]
     assert reply["error"]["type"] == "invalid_request_error"
     assert reply["error"]["message"]
@@ -289,6 +292,73 @@ async def test_overload_is_429_with_a_time_to_come_back():
         assert int(refused.headers["retry-after"]) >= 1
         assert int(refused.headers["retry-after-ms"]) >= 1
         assert [status for status, _ in await asyncio.gather(*taken)] == [200, 200]
+
+
+class Held:
+    """A lane that computes so many batches as it is let."""
+
+    def __init__(self):
+        self.busy, self.allowed = threading.Event(), threading.Semaphore(0)
+
+    def __call__(self, _):
+        """Be what a backend calls before each batch."""
+        self.busy.set()
+        assert self.allowed.acquire(timeout=10)
+
+
+def limits_of(reply):
+    """Return the headers of a reply that tell what is left, by what stands behind their common name."""
+    prefix = "x-ratelimit-"
+    return {name.removeprefix(prefix): text for name, text in reply.headers.items() if name.startswith(prefix)}
+
+
+async def test_headers_tell_what_is_left():
+    """An idle server has room for all its tokens, and where requests at work are bounded, for all of those."""
+    body = json.dumps({"input": "a"}).encode()
+    tokens = {"limit-tokens": "100", "remaining-tokens": "100", "reset-tokens": "0s"}
+    requests = {"limit-requests": "3", "remaining-requests": "3", "reset-requests": "0s"}
+    for bound, wanted in ((0, tokens), (3, tokens | requests)):
+        server = ServerConfig(max_concurrent_requests=bound)
+        async with assembled(server=server, engine=EngineConfig(max_waiting_tokens=100)) as parts:
+            reply = await parts.api.receive(Call("POST", PATH, {}, body))
+            assert limits_of(reply) == wanted
+            assert int(reply.headers["openai-processing-ms"]) >= 0
+
+
+async def test_headers_count_what_others_send():
+    """A reply that comes while others wait says how much room they leave, and when there will be all of it."""
+    lane, server = Held(), ServerConfig(max_concurrent_requests=8)
+    model = hash_model(lanes=1, batch_tokens=64, before=lane)
+    async with assembled(model, server=server, engine=EngineConfig(max_waiting_tokens=200)) as parts:
+
+        def send(length):
+            body = json.dumps({"input": "a" * length}).encode()
+            return asyncio.create_task(parts.api.receive(Call("POST", PATH, {}, body)))
+
+        sent = [send(60)]
+        await asyncio.to_thread(lane.busy.wait)
+        for length, waiting in ((1, 1), (70, 71), (71, 142)):
+            sent.append(send(length))
+            async with asyncio.timeout(5):
+                while parts.service.queue().tokens < waiting:  # noqa: ASYNC110  a queue has no event
+                    await asyncio.sleep(0)
+        lane.allowed.release(2)
+        told = limits_of(await sent[1])
+        lane.allowed.release(2)
+        assert [reply.status for reply in await asyncio.gather(*sent)] == [200] * 4
+    assert (told["limit-requests"], told["remaining-requests"]) == ("8", "6")
+    assert told["limit-tokens"] == "200"
+    assert told["remaining-tokens"] in {"59", "129"}  # the lane may have taken the next one already
+    assert all(re.fullmatch(r"[1-9][\d.]*m?s", told[f"reset-{what}"]) for what in ("tokens", "requests"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (0.0001, "1ms"), (0.012, "12ms"), (1, "1s"), (1.5, "1.5s"), (60, "1m0s"), (361.25, "6m1.25s")],
+)
+def test_durations_are_written_as_openai_does(seconds, text):
+    """In Go's form, and never sooner than it is."""
+    assert go_duration(seconds) == text
 
 
 async def test_the_vector_width_is_the_models(parts):

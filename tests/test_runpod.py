@@ -7,11 +7,12 @@ import threading
 import numpy as np
 import pytest
 
-from conftest import assembled
+from conftest import assembled, kill_lanes
 from fakes import HashBackend, LogitBackend, byte_tokenizer, fake_model, hash_model, hash_vector
 from quiver import app
 from quiver.api.call import Call
 from quiver.config import Config, EngineConfig, ModelsConfig, Secret, ServerConfig
+from quiver.engine.model import WarmUp
 from quiver.engine.scoring import sigmoid
 from quiver.types import Pair
 
@@ -257,12 +258,12 @@ async def test_a_failed_job_is_retried():
 
 
 async def test_a_job_past_its_time_has_timed_out(lane):
-    """The engine's own limit ends a job as TIMED_OUT, with the reason."""
-    async with assembled(lane.model(), engine=EngineConfig(timeout_seconds=0.05)) as parts:
-        _, reply = await ask(parts, "/runsync", {"input": {"input": "a"}})
+    """Its policy's limit ends a job as TIMED_OUT, with the reason; a request's deadline is none for jobs."""
+    async with assembled(lane.model(), server=ServerConfig(timeout_seconds=0.05)) as parts:
+        _, reply = await ask(parts, "/runsync", {"input": {"input": "a"}, "policy": {"executionTimeout": 5000}})
         lane.opened.set()
     assert (reply["status"], reply["output"]["code"]) == ("TIMED_OUT", 504)
-    assert "0.05 s" in reply["error"]
+    assert "5 s to run" in reply["error"]
 
 
 async def test_a_purge_leaves_what_runs(lane):
@@ -281,7 +282,7 @@ async def test_a_purge_leaves_what_runs(lane):
 
 
 async def test_openais_api_is_whole_under_an_endpoint(parts):
-    """Its replies are those of /v1, errors included."""
+    """Its replies are those of /openai/v1, errors included."""
     calls = [
         ("POST", "/v1/embeddings", {"input": "a"}),
         ("POST", "/v1/embeddings", {"input": 5}),
@@ -290,7 +291,7 @@ async def test_openais_api_is_whole_under_an_endpoint(parts):
         ("GET", "/v1/models/no/such", None),
     ]
     for method, path, body in calls:
-        expected = await ask(parts, path, body, method=method)
+        expected = await ask(parts, f"/openai{path}", body, method=method)
         assert await ask(parts, f"{ENDPOINT}/openai{path}", body, method=method) == expected
 
 
@@ -307,6 +308,7 @@ async def test_a_load_balancer_hears_when_to_send():
         workers = (await get(loading, f"{ENDPOINT}/health"))["workers"]
         assert (workers["initializing"], workers["ready"]) == (1, 0)
     async with assembled(hash_model(lanes=1, before=die)) as parts:
+        await kill_lanes(parts)
         assert (await parts.api.receive(Call("GET", "/ping"))).status == 503
         workers = (await get(parts, f"{ENDPOINT}/health"))["workers"]
         assert (workers["unhealthy"], workers["ready"]) == (1, 0)
@@ -319,7 +321,7 @@ async def test_a_job_waits_for_models_that_load():
         job = await submit(parts, {"input": "a"})
         await asyncio.sleep(0.05)
         assert (await get(parts, f"/status/{job}"))["status"] == "IN_QUEUE"
-        parts.engine.replicas.add("test/hash", hash_model(), batch_invariant=True)
+        parts.engine.replicas.add("test/hash", hash_model(), WarmUp())
         assert (await get(parts, f"/status-sync/{job}"))["status"] == "COMPLETED"
 
 

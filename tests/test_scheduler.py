@@ -2,18 +2,19 @@
 
 import asyncio
 import threading
-from collections import Counter
+import time
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fakes import HashBackend, encodings, hash_model, hash_vector
+from fakes import HashBackend, encodings, fake_model, hash_model, hash_vector
 from quiver.engine.packing import Budget
-from quiver.engine.scheduler import Scheduler
-from quiver.engine.waiting import Capacity, Ticket, Turns, Waiting
-from quiver.errors import Closed, DeadlineExceeded, InferenceFailed, LaneDied, Overloaded
+from quiver.engine.scheduler import MAX_DEATHS, Bounds, Scheduler
+from quiver.engine.waiting import Capacity, Ticket, Waiting
+from quiver.engine.watchdog import Watchdog
+from quiver.errors import Closed, InferenceFailed, LaneDied, NotFinite, OutOfMemory, Overloaded, Stalled
 from quiver.telemetry.observer import Observer
 from quiver.types import Caller, Encoding, Priority
 
@@ -25,15 +26,17 @@ PLENTY = Capacity(1_000_000)
 class Lanes:
     """A scheduler over the hash backend whose batches wait at a gate until the test opens it."""
 
-    def __init__(self, *, lanes=1, budget=128, capacity=PLENTY, before=lambda _: None, **bounds):
+    def __init__(
+        self, *, lanes=1, budget=128, capacity=PLENTY, before=lambda _: None, rate=1000.0, watchdog=None, **bounds
+    ):
         self.batches = []
         self.gate = threading.Event()
         self.busy = threading.Event()
         self._before = before
         model = hash_model(lanes=lanes, batch_tokens=budget, before=self._enter)
         self.scheduler = Scheduler(
-            "test", model.compute, budget=Budget(budget, **bounds), lanes=lanes, capacity=capacity,
-            observer=Observer(),
+            "test", model.compute, Bounds(Budget(budget, **bounds), lanes, capacity, rate),
+            observer=Observer(), watchdog=watchdog or Watchdog(stall_seconds=5),
         )  # fmt: skip
 
     def _enter(self, batch):
@@ -42,11 +45,9 @@ class Lanes:
         assert self.gate.wait(10)
         self._before(batch)
 
-    def ask(self, inputs, *, caller=ALICE, priority=Priority.INTERACTIVE, timeout_seconds=10):
+    def ask(self, inputs, *, caller=ALICE, priority=Priority.INTERACTIVE):
         """Start a request; returns its task."""
-        return asyncio.ensure_future(
-            self.scheduler.submit(inputs, caller=caller, priority=priority, timeout_seconds=timeout_seconds)
-        )
+        return asyncio.ensure_future(self.scheduler.submit(inputs, caller=caller, priority=priority))
 
     async def ask_behind_a_running_batch(self, *requests, **kinds):
         """Occupy the lane with a first request, queue the others behind it, and return all their tasks."""
@@ -153,25 +154,40 @@ async def test_a_wrong_number_of_answers_is_an_error_for_all_inputs():
     scheduler = Scheduler(
         "test",
         lambda _: np.ones((4, 4), np.float32),
-        budget=Budget(128),
-        lanes=1,
-        capacity=Capacity(100),
+        Bounds(Budget(128), 1, Capacity(100)),
         observer=Observer(),
+        watchdog=Watchdog(stall_seconds=5),
     )
     with pytest.raises(InferenceFailed):
-        await scheduler.submit(encodings([2, 2, 2]), caller=ALICE, priority=Priority.INTERACTIVE, timeout_seconds=5)
+        await scheduler.submit(encodings([2, 2, 2]), caller=ALICE, priority=Priority.INTERACTIVE)
     await asyncio.to_thread(scheduler.close)
 
 
-async def test_a_deadline_is_kept_and_late_work_is_not_done():
-    """A request behind a stuck lane is answered when its time is up, and never computed after that."""
+async def test_what_nobody_waits_for_any_more_is_not_computed():
+    """A request that is given up leaves the queue at once, in its numbers too, and no lane computes it."""
     async with Lanes() as lanes:
-        first, second = await lanes.ask_behind_a_running_batch(encodings([5]), timeout_seconds=0.05)
-        with pytest.raises(DeadlineExceeded):
-            await second
+        first, second = await lanes.ask_behind_a_running_batch(encodings([5]))
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        assert lanes.scheduler.queue.inputs == lanes.scheduler.waiting_tokens == 0
         lanes.gate.set()
         await first
     assert len(lanes.batches) == 1
+
+
+async def test_what_would_come_too_late_is_refused_at_once():
+    """A deadline before the end of what waits is a refusal with a time to come back; where nothing waits it is none."""
+    async with Lanes(rate=100.0) as lanes:
+        await lanes.ask_behind_a_running_batch(encodings([100]))
+        in_time = lanes.ask(encodings([10]), caller=Caller("c", time.monotonic() + 2))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as refusal:
+            await lanes.ask(encodings([40]), caller=Caller("d", time.monotonic() + 0.5))
+        assert 0.5 < refusal.value.retry_after_seconds < 2
+        lanes.gate.set()
+        await in_time
+        hurried = encodings([60])
+        assert right(hurried, await lanes.ask(hurried, caller=Caller("d", time.monotonic() + 0.5)))
 
 
 async def test_overload_is_refused_at_once_and_whole():
@@ -218,23 +234,99 @@ async def test_closing_tells_everyone():
         await lanes.ask(encodings([5]))
 
 
-async def test_a_dying_lane_is_told_to_everyone_within_a_second():
-    """When a lane's thread ends, the running and the waiting are answered, newcomers refused, the fault announced."""
+async def test_a_dying_lane_is_told_at_once_and_replaced():
+    """When a lane's thread ends, its batch is answered within a second; another lane computes what waits."""
+    deaths = iter([SystemExit])
+
+    def die_once(_):
+        for death in deaths:
+            raise death
+
+    async with Lanes(before=die_once) as lanes:
+        waiting = encodings([500])
+        first, second = await lanes.ask_behind_a_running_batch(waiting)
+        lanes.gate.set()
+        async with asyncio.timeout(1):
+            with pytest.raises(LaneDied):
+                await first
+            assert right(waiting, await second)
+        assert not lanes.scheduler.fault.done()
+
+
+async def test_lanes_that_keep_dying_are_told_to_everyone():
+    """After some deaths no lane is replaced: the running and the waiting are answered, newcomers refused."""
 
     def die(_):
         raise SystemExit
 
     lanes = Lanes(before=die)
-    tasks = await lanes.ask_behind_a_running_batch(encodings([5]), encodings([500]))
+    tasks = await lanes.ask_behind_a_running_batch(*[encodings([500])] * (MAX_DEATHS + 2))
     lanes.gate.set()
     async with asyncio.timeout(1):
         replies = await asyncio.gather(*tasks, return_exceptions=True)
         fault = await lanes.scheduler.fault
-    assert [type(reply) for reply in replies] == [LaneDied] * 3
+    assert [type(reply) for reply in replies] == [LaneDied] * len(tasks)
     assert isinstance(fault, LaneDied)
     with pytest.raises(LaneDied):
         await lanes.ask(encodings([5]))
     await asyncio.to_thread(lanes.scheduler.close)
+
+
+async def test_a_lane_that_does_not_come_back_is_told_to_everyone():
+    """A batch that takes much longer than it may: whoever waits for it, or behind it, is answered within a second."""
+    async with Watchdog(stall_seconds=0.2) as watchdog, Lanes(watchdog=watchdog, rate=1e6) as lanes:
+        tasks = await lanes.ask_behind_a_running_batch(encodings([5]))
+        async with asyncio.timeout(1.2):
+            replies = await asyncio.gather(*tasks, return_exceptions=True)
+            assert isinstance(await lanes.scheduler.fault, Stalled)
+        assert [type(reply) for reply in replies] == [Stalled] * 2
+
+
+async def test_a_batch_that_takes_as_long_as_expected_is_not_stalled():
+    """The limit grows with the batch: slow is not stuck."""
+    async with Watchdog(stall_seconds=0.1) as watchdog, Lanes(watchdog=watchdog, rate=1.0) as lanes:
+        (first,) = await lanes.ask_behind_a_running_batch()
+        await asyncio.sleep(1)
+        lanes.gate.set()
+        assert len(await first) == 1
+
+
+async def test_without_memory_batches_become_smaller():
+    """A batch for which there is no memory is halved, and the next ones stay small; what does not fit alone is told."""
+
+    def allocate(batch):
+        if len(batch.ids) > 30:
+            raise MemoryError
+
+    async with Lanes(before=allocate, budget=80) as lanes:
+        fitting, too_long = [encodings([20], seed=i) for i in range(4)], encodings([40])
+        tasks = await lanes.ask_behind_a_running_batch(*fitting, too_long)
+        lanes.gate.set()
+        replies = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(right(i, r) for i, r in zip(fitting, replies[1:5], strict=True))
+        assert isinstance(replies[5], OutOfMemory)
+        assert lanes.scheduler.budget.max_tokens < 40
+
+
+async def test_only_the_input_that_gives_nan_fails():
+    """A vector that is not finite is nobody's answer, and its neighbours have theirs."""
+    backend = HashBackend()
+    spoil = fake_model(backend)
+
+    def compute(inputs):
+        if any(POISON in e.ids for e in inputs):
+            raise NotFinite("the model makes NaN or infinity of this input")
+        return spoil.compute(inputs)
+
+    scheduler = Scheduler(
+        "test", compute, Bounds(Budget(128), 1, PLENTY), observer=Observer(), watchdog=Watchdog(stall_seconds=5)
+    )
+    asked = [
+        scheduler.submit([Encoding(np.array([i]))], caller=ALICE, priority=Priority.INTERACTIVE) for i in (1, POISON, 2)
+    ]
+    replies = await asyncio.gather(*asked, return_exceptions=True)
+    await asyncio.to_thread(scheduler.close)
+    assert [getattr(reply, "code", "vector") for reply in replies] == ["vector", "non_finite_output", "vector"]
 
 
 async def test_a_single_query_waits_for_at_most_one_batch_of_a_big_request():
@@ -265,37 +357,16 @@ async def test_interactive_inputs_go_before_bulk_ones():
     assert [len(ids) for batch in lanes.batches for ids in batch] == [3, 8, 10, 10, 10]
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 2)), max_size=40))
-def test_turns_lose_nothing_and_keep_each_order(pushed):
-    """Whatever is pushed comes out once; each key's items in order; no key waits longer than the others' one turn."""
-    turns = Turns()
-    for i, keys in enumerate(pushed):
-        turns.push((i, *keys), *keys)
-    waiting = Counter(caller for caller, _ in pushed)
-    popped = []
-    while turns:
-        popped.append(turns.pop())
-
-    assert sorted(popped) == [(i, *keys) for i, keys in enumerate(pushed)]
-    for keys in set(pushed):
-        mine = [item[0] for item in popped if item[1:] == keys]
-        assert mine == sorted(mine)
-    full_round = min(waiting.values(), default=0) * len(waiting)
-    turns_taken = Counter(item[1] for item in popped[:full_round])
-    assert len(set(turns_taken.values())) <= 1
-
-
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 100), st.booleans())
 def test_batches_of_waiting_tickets_respect_the_budget(lengths, budget, padded):
     """Batches hold every ticket once, each within the budget unless it is alone, each led by the oldest that waits."""
     loop = asyncio.new_event_loop()
-    waiting, cost = Waiting(), Budget(budget, padded=padded)
+    waiting, cost = Waiting(1000.0), Budget(budget, padded=padded)
     tickets = [Ticket(e, loop.create_future(), "a", 0, Priority.INTERACTIVE) for e in encodings(lengths)]
-    for ticket in tickets:
-        waiting.push(ticket)
+    waiting.push(tickets, 0.0)
     assert waiting.num_tokens == sum(lengths)
     taken = []
-    while batch := waiting.take_batch(cost):
+    while batch := waiting.take_batch(cost, 0.0):
         sizes = [len(ticket.encoding) for ticket in batch]
         assert len(sizes) == 1 or cost.fits(len(sizes), max(sizes), sum(sizes))
         assert batch[0] is next(ticket for ticket in tickets if ticket not in taken), "the head was passed over twice"

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from conftest import assembled
+from conftest import assembled, kill_lanes
 from fakes import HIDDEN, HashBackend, LogitBackend, byte_tokenizer, fake_model, hash_model, hash_vector
 from quiver import app
 from quiver.api.call import Call
@@ -148,7 +148,9 @@ async def test_overload_and_a_late_answer_say_when_to_come_back(name, overloaded
         assert gate.wait(10)
 
     model = hash_model(lanes=1, before=wait)
-    async with assembled(model, engine=EngineConfig(max_waiting_tokens=100, timeout_seconds=0.5)) as parts:
+    async with assembled(
+        model, engine=EngineConfig(max_waiting_tokens=100), server=ServerConfig(timeout_seconds=0.5)
+    ) as parts:
         taken = asyncio.create_task(send(parts, *embed_body(name, "a" * 90)))
         await asyncio.to_thread(busy.wait)
         expiring = asyncio.create_task(send(parts, *embed_body(name, "b" * 90)))
@@ -319,6 +321,7 @@ async def test_probes_fail_once_a_lane_has_died():
 
     async with assembled(hash_model(lanes=1, before=die)) as parts:
         assert (await send(parts, "/inference_api/health/live", method="GET")).status == 200
+        await kill_lanes(parts)
         assert (await send(parts, BATCH, {"texts": ["a"]})).status == 503
         for path in ("/inference_api/health/live", "/inference_api/health/ready", "/fastembed_query/health"):
             assert (await send(parts, path, method="GET")).status == 503

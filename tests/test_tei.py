@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from conftest import assembled
+from conftest import assembled, kill_lanes
 from fakes import SPEC, HashBackend, LogitBackend, TokenBackend, byte_tokenizer, fake_model, hash_model, hash_vector
 from quiver import app
 from quiver.api.call import Call
 from quiver.config import Config, EngineConfig, ModelsConfig, Secret, ServerConfig
+from quiver.engine.model import WarmUp
 
 HEADERS = (
     "x-compute-type",
@@ -224,7 +225,7 @@ async def test_a_name_that_is_served_chooses_the_model():
     """TEI has one model and ignores names; here a known one counts, and any other is the first model's."""
     async with assembled() as parts:
         spec = replace(SPEC, id="test/mean", aliases=("mean",), pooling="mean")
-        parts.engine.replicas.add("mean", replace(token_model(), spec=spec), batch_invariant=True)
+        parts.engine.replicas.add("mean", replace(token_model(), spec=spec), WarmUp())
         first = await ask(parts, "/embed", {"inputs": "ab"})
         other = await ask(parts, "/embed", {"inputs": "ab", "model": "MEAN"})
         assert first != other
@@ -372,7 +373,7 @@ async def test_a_late_answer_is_504():
     """Time that runs out is an overload, too."""
     gate = threading.Event()
     model = hash_model(lanes=1, before=lambda _: gate.wait(10))
-    async with assembled(model, engine=EngineConfig(timeout_seconds=0.05)) as parts:
+    async with assembled(model, server=ServerConfig(timeout_seconds=0.05)) as parts:
         reply = await send(parts, "/embed", {"inputs": "a"})
         gate.set()
     assert (reply.status, json.loads(reply.body)["error_type"]) == (504, "Overloaded")
@@ -399,6 +400,7 @@ async def test_a_server_without_its_lanes_is_unhealthy():
         raise SystemExit
 
     async with assembled(hash_model(lanes=1, before=die)) as parts:
+        await kill_lanes(parts)
         for path, method in (("/embed", "POST"), ("/tei/health", "GET"), ("/tei/ping", "GET")):
             reply = await send(parts, path, {"inputs": "a"}, method=method)
             assert (reply.status, json.loads(reply.body)["error_type"]) == (503, "Unhealthy")

@@ -1,8 +1,11 @@
 """The composition root: the only place that knows everyone, and the life of a server from start to stop."""
 
 import asyncio
+import faulthandler
 import gc
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -10,9 +13,12 @@ from typing import Any
 
 import structlog
 
+from quiver import memory
+from quiver.admission import Admission
 from quiver.api.call import Dialect
 from quiver.api.cohere import COHERE
-from quiver.api.dispatch import Admission, Api
+from quiver.api.dispatch import Api
+from quiver.api.edge import Edge
 from quiver.api.fastembed_query import FASTEMBED_QUERY
 from quiver.api.health import health_routes
 from quiver.api.http import HttpServer
@@ -23,15 +29,17 @@ from quiver.api.mixedbread import MIXEDBREAD
 from quiver.api.ollama import OLLAMA
 from quiver.api.openai import OPENAI
 from quiver.api.openapi import docs_routes
-from quiver.api.root import SHARED
+from quiver.api.root import SHARED, widened
 from quiver.api.router import Router
 from quiver.api.runpod import runpod_dialect
 from quiver.api.s3_embedding import S3_EMBEDDING
 from quiver.api.tei import TEI
 from quiver.api.voyage import VOYAGE
 from quiver.config import Config
+from quiver.engine import openai_ids
 from quiver.engine.engine import Engine
-from quiver.errors import QuiverError, Refused, SetupError
+from quiver.engine.watchdog import Watchdog
+from quiver.errors import EngineError, QuiverError, Refused, SetupError
 from quiver.gate import Gate
 from quiver.models.catalogue import Catalogue
 from quiver.models.hub import Progress
@@ -59,54 +67,75 @@ DIALECTS: tuple[Dialect, ...] = (
 """Every API that is mounted; the first one also answers what no route matches."""
 
 
+EX_SOFTWARE = 70
+"""Of sysexits.h: our own fault."""
+FAULT_DRAIN_SECONDS = 2.0
+"""How long a server that can compute no more lets those finish who still can."""
+HOUSEKEEPING_SECONDS = 1.0
+IDLE_SECONDS = 10.0
+"""A server that had nothing to do for so long gives memory back."""
+
+
 @dataclass(frozen=True, slots=True)
 class App:
     """The parts of one server, put together but not started."""
 
     config: Config
+    watchdog: Watchdog
     engine: Engine
     service: Service
+    admission: Admission
     api: Api
+    edge: Edge
 
 
-def build(config: Config) -> App:
-    """Put a server together; call it on the event loop."""
-    observer = Observer()
-    engine = Engine(config.models, config.engine, Catalogue.load(), observer)
+def build(config: Config, ids: openai_ids.OpenAIIds | None = None) -> App:
+    """Put a server together; call it on the event loop. Raises `ConfigError`."""
+    observer, limits = Observer(), config.server
+    watchdog = Watchdog(stall_seconds=config.engine.stall_seconds, loop_stalled=_abort, loop_lag=observer.loop_lagged)
+    ids = ids or openai_ids.configured(config.engine)
+    engine = Engine(config.models, config.engine, Catalogue.load(), observer, watchdog, ids)
     service = Service(engine, observer)
-    dialects = (*DIALECTS, docs_routes(DIALECTS, OPENAI))
-    router = Router(dialects, SHARED, config.server.root_dialects)
-    gate, limits = Gate(config.server.api_key), config.server
-    admission = Admission(max_requests=limits.max_concurrent_requests, wait_seconds=limits.queue_seconds)
-    return App(config, engine, service, Api(router, OPENAI, service, gate, observer, admission))
+    router = Router((*DIALECTS, docs_routes(DIALECTS, OPENAI)), SHARED, limits.root_dialects, widened)
+    gate, admission = Gate(limits.api_key), Admission(limits, engine)
+    api = Api(router, service, gate, observer, admission, timeout_seconds=limits.timeout_seconds)
+    edge = Edge(router, admission, observer, limits)
+    return App(config, watchdog, engine, service, admission, api, edge)
 
 
 async def serve(config: Config, progress: Progress) -> None:
     """Serve the configured models until a signal. Raises why it could not."""
+    memory.keep_small()
     app = build(config)
     await run(app, lambda: app.engine.load(progress))
 
 
 async def run(app: App, load: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Bind the port at once, load the models, serve until a signal, drain. Raises why it could not."""
-    start, config = time.perf_counter(), app.config.server
-    server = HttpServer(app.api, config)
+    start, drain_seconds = time.perf_counter(), app.config.server.drain_seconds
+    server = HttpServer(app.api, app.edge, app.config.server)
     stopping = asyncio.Event()
     _on_signals(stopping, server)
     log.info("listening", url=server.url, docs=f"{server.url}/docs")
-    async with app.engine, app.service.jobs:
+    async with app.watchdog, app.engine, app.service.jobs:
         serving = asyncio.create_task(server.run_until_stopped())
+        keeping_house = asyncio.create_task(_keep_house(app))
         try:
-            await _until(stopping, load())
+            await _until(stopping, load(), serving, keeping_house)
             if not stopping.is_set():
                 gc.freeze()  # what is loaded stays: no collection walks over it again while requests wait
                 log.info("ready", seconds=round(time.perf_counter() - start, 2), models=_ready_models(app))
-                await _until(stopping, app.engine.replicas.wait_for_fault())
+                await _until(stopping, app.engine.wait_for_fault(), serving, keeping_house)
+        except EngineError as error:
+            app.admission.fault = error
+            drain_seconds = min(drain_seconds, FAULT_DRAIN_SECONDS)
+            raise
         finally:
             app.service.stopping = True
-            log.info("stopping", drain_seconds=config.drain_seconds)
+            log.info("stopping", drain_seconds=drain_seconds)
             server.stop()
-            await _drain(server, serving, config.drain_seconds)
+            await _drain(server, serving, drain_seconds)
+            keeping_house.cancel()
     await server.let_go()
 
 
@@ -119,13 +148,43 @@ async def _drain(server: HttpServer, serving: asyncio.Task[None], seconds: float
     await serving
 
 
-async def _until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Do some work until it is done, raising what it raises, or until the server is told to stop."""
+async def _keep_house(app: App) -> None:
+    """Refuse new work while memory is short, and give back what is free once nothing is to do."""
+    limit, busy_at, is_given_back = app.config.server.max_memory_bytes or memory.limit_bytes(), 0.0, True
+    while True:
+        await asyncio.sleep(HOUSEKEEPING_SECONDS)
+        is_short = memory.resident_bytes() > limit
+        if is_short != app.admission.memory_is_short:
+            log.warning("memory is short" if is_short else "memory is no longer short", limit=limit)
+        if app.admission.num_bytes:
+            busy_at, is_given_back = time.monotonic(), False
+        is_idle = not is_given_back and time.monotonic() - busy_at > IDLE_SECONDS
+        if is_idle or is_short:
+            await asyncio.to_thread(memory.give_back)
+            is_given_back = True
+        app.admission.memory_is_short = is_short
+
+
+def _abort(why: str) -> None:
+    """End a process whose event loop does not turn: nothing else in it can."""
+    sys.stderr.write(f"quiver: {why}; every thread:\n")
+    faulthandler.dump_traceback()
+    os._exit(EX_SOFTWARE)
+
+
+async def _until(stopping: asyncio.Event, work: Coroutine[Any, Any, None], *others: asyncio.Task[None]) -> None:
+    """Do some work until it is done or the server is told to stop; raises what it, or one of the others, raises.
+
+    The others end no sooner than the server: if one does, nobody would be served any more.
+    """
     working, told = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
-    done, pending = await asyncio.wait({working, told}, return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
-    if working in done:
+    await asyncio.wait({working, told, *others}, return_when=asyncio.FIRST_COMPLETED)
+    ended = [other for other in others if other.done()]
+    for task in (working, told):
+        task.cancel() if not task.done() else None
+    for other in ended:
+        raise EngineError(f"a part of the server ended: {other.exception()!r}")
+    if working.done() and not working.cancelled():
         working.result()
 
 
@@ -150,4 +209,4 @@ def exit_code(error: QuiverError) -> int:
     """Return how a process ends: 78, 65 or 70 of sysexits.h for the operator's, the input's or our own fault."""
     if isinstance(error, SetupError):
         return 78
-    return 65 if isinstance(error, Refused) else 70
+    return 65 if isinstance(error, Refused) else EX_SOFTWARE

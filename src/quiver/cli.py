@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 
 from quiver import __version__, app, config
 from quiver.config import Config
-from quiver.errors import QuiverError
+from quiver.errors import EngineError, QuiverError
 from quiver.models.catalogue import Catalogue, ModelSpec
 from quiver.models.hub import is_here
 from quiver.progress import DownloadDisplay
@@ -283,4 +283,7 @@ def main() -> None:
         cli(standalone_mode=True)
     except QuiverError as error:
         sys.stderr.write(f"quiver: {error.message}\n")
+        sys.stderr.flush()
+        if isinstance(error, EngineError):
+            os._exit(app.exit_code(error))  # a thread may be stuck in a model: the end would wait for it
         sys.exit(app.exit_code(error))

@@ -16,6 +16,9 @@
     │   ├── Forbidden              the key is good, but not for this
     │   ├── KeyReused              an idempotency key came back with another request
     │   ├── BodyTooLarge
+    │   ├── HeadersTooLarge
+    │   ├── TooSlow                the client did not send its request in time
+    │   ├── InvalidHttp            not even HTTP
     │   └── WrongMediaType
     ├── Unavailable                the caller may try again
     │   ├── NotReady               models are still loading
@@ -27,10 +30,13 @@
     │   ├── DatabaseDown           the database does not answer
     │   ├── AuthUnavailable        whether a key is good cannot be found out now
     │   ├── DeadlineExceeded       the answer would come too late
+    │   ├── OutOfMemory            not even this input alone fits now
     │   └── Closed                 the server is stopping
     ├── EngineError                the server's own fault
     │   ├── InferenceFailed        this input breaks the model
-    │   └── LaneDied               a lane's thread ended; everyone waiting is told
+    │   │   └── NotFinite          the model made NaN or infinity of it
+    │   ├── LaneDied               a lane's thread ended; who waited for its batch is told
+    │   └── Stalled                a thread does not come back; everyone waiting is told, and the process ends
     └── SetupError                 the operator can mend it; the server does not start
         ├── ConfigError
         ├── MissingExtra
@@ -146,6 +152,24 @@ class BodyTooLarge(Refused):
     code = "body_too_large"
 
 
+class HeadersTooLarge(Refused):
+    """The head of the request has more bytes, or more headers, than the server takes."""
+
+    code = "headers_too_large"
+
+
+class TooSlow(Refused):
+    """The client did not send its request in time."""
+
+    code = "request_timeout"
+
+
+class InvalidHttp(Refused):
+    """What came is not HTTP."""
+
+    code = "invalid_http"
+
+
 class WrongMediaType(Refused):
     """The body is not of a type that this path reads."""
 
@@ -226,6 +250,13 @@ class DeadlineExceeded(Unavailable):
     code = "deadline_exceeded"
 
 
+class OutOfMemory(Unavailable):
+    """There is not enough memory for this input now, not even alone."""
+
+    code = "out_of_memory"
+    retry_after_seconds = 5.0
+
+
 class Closed(Unavailable):
     """The server is stopping."""
 
@@ -244,8 +275,20 @@ class InferenceFailed(EngineError):
     code = "inference_error"
 
 
+class NotFinite(InferenceFailed):
+    """The model made NaN or infinity of this input."""
+
+    code = "non_finite_output"
+
+
 class LaneDied(EngineError):
     """A lane's thread ended."""
+
+
+class Stalled(EngineError):
+    """A thread does not come back from its work; the process ends, and whoever runs it starts it anew."""
+
+    code = "engine_stalled"
 
 
 class SetupError(QuiverError):

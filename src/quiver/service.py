@@ -1,12 +1,11 @@
 """The verbs of the server, for one caller at a time. Every dialect and every transport arrives here."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from quiver import __version__
 from quiver.engine.engine import Engine
-from quiver.errors import NotReady, Overloaded, QuiverError, UnknownModel
+from quiver.errors import NotReady, QuiverError, UnknownModel
 from quiver.jobs import Jobs
 from quiver.telemetry.observer import Observer
 from quiver.types import (
@@ -109,8 +108,9 @@ class Service:
             raise NotReady("the server is stopping")
         if self.is_loading():
             raise NotReady("the models are still loading")
-        with suppress(Overloaded):  # a full queue is work, not a fault
-            await self.engine.ping()
+        if fault := self.fault():
+            raise fault
+        await self.engine.ping()
 
     def metrics(self) -> bytes:
         """Return every metric in Prometheus's text format."""
@@ -118,4 +118,4 @@ class Service:
 
     def fault(self) -> QuiverError | None:
         """Why this process can serve no more, if so."""
-        return self.engine.replicas.died
+        return self.engine.died

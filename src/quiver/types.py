@@ -3,6 +3,8 @@
 Shapes: B inputs, T tokens of all inputs together, H hidden size, D dimensions of a vector.
 """
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -32,6 +34,10 @@ Activation = Literal["sigmoid", "softmax"]
 Side = Literal["left", "right"]
 """Where an over-long input is cut."""
 
+IdsOf = Literal["native", "cl100k", "refuse", "configured"]
+"""Whose token ids are: the model's own, those of OpenAI's tokenizer, nobody's, or what the server is told to take
+them for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -50,9 +56,15 @@ class Priority(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. Lanes take turns between callers, so that none can starve another."""
+    """Who asks, and for how long. Lanes take turns between callers, so that none can starve another."""
 
     id: str
+    deadline: float = math.inf
+    """When nobody waits for the answer any more, by the monotonic clock."""
+
+    def seconds_left(self) -> float:
+        """Return how long an answer is of use."""
+        return self.deadline - time.monotonic()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +78,6 @@ class ModelRequest:
     truncate_side: Side = "right"
     """The end that is cut; of a pair, the document is cut and the query kept."""
     priority: Priority = Priority.INTERACTIVE
-    timeout_seconds: float | None = None
-    """The caller's patience; the configured limit still holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +85,8 @@ class EmbedRequest(ModelRequest):
     """Inputs to turn into vectors, and how."""
 
     inputs: Sequence[Input]
+    ids_of: IdsOf = "native"
+    """Whose the token ids among the inputs are."""
     dimensions: int | None = None
     """Matryoshka cut; None keeps them all."""
     prompt: str | None = None
@@ -314,6 +326,14 @@ class Queue:
     capacity_tokens: int
     seconds: float
     """How long it will take until a new input is computed, by the speed measured so far."""
+
+
+@dataclass(slots=True)
+class Places:
+    """How many requests may be at work at once, and how many are."""
+
+    limit: int
+    taken: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

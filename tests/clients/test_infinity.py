@@ -10,9 +10,9 @@ from infinity_client.models import ClassifyInput, OpenAIEmbeddingInputText, Rera
 from conftest import CLASSIFIER, EMBEDDER, QUERY, RERANKER, TEXTS
 
 
-@pytest.fixture(scope="module", params=["", "/infinity"])
+@pytest.fixture(scope="module", params=["", "/v1", "/infinity", "/infinity/v1"])
 def client(request, url):
-    """Return Infinity's client, at the root and under Infinity's prefix."""
+    """Return Infinity's client, at the root and under Infinity's prefix, and below each where its users put it."""
     with Client(base_url=url + request.param, raise_on_unexpected_status=True) as client:
         yield client
 
@@ -45,8 +45,9 @@ def test_classify(client, post):
 
 
 @pytest.mark.client("infinity-client", "models.sync")
+@pytest.mark.parametrize("client", ["", "/infinity", "/infinity/v1"], indirect=True)
 def test_models(client):
-    """The served models are listed with their owners."""
+    """The served models are listed with their owners; the root's /v1/models is OpenAI's."""
     listed = {model.id: model.owned_by for model in models.sync(client=client).data}
     assert {RERANKER, CLASSIFIER} < listed.keys()
     assert all(listed.values())

@@ -40,6 +40,14 @@ def test_stream(endpoint, assert_vectors):
     assert_vectors([item["embedding"] for item in part["data"]])
 
 
+@pytest.mark.client("runpod", "Job.cancel")
+def test_cancel(endpoint):
+    """A job that has not ended by then is cancelled, and one that has keeps its end."""
+    job = endpoint.run({"input": {"model": EMBEDDER, "input": TEXTS * 100}})
+    assert job.cancel()["status"] in {"CANCELLED", "COMPLETED"}
+    assert job.status() in {"CANCELLED", "COMPLETED"}
+
+
 @pytest.mark.client("runpod", "Endpoint.health", "Endpoint.purge_queue")
 def test_health_and_purge(endpoint):
     """Jobs and workers are counted, and nothing waits."""

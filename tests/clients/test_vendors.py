@@ -122,8 +122,11 @@ def test_rerankers(url, assert_ranked, provider, path):
 
 
 @pytest.mark.client("langchain-openai", "OpenAIEmbeddings.embed_documents", "OpenAIEmbeddings.embed_query")
-def test_langchain_openai(url, assert_vectors):
-    """Texts go as texts where LangChain does not cut them into OpenAI's tokens first."""
-    embeddings = OpenAIEmbeddings(base_url=f"{url}/v1", api_key="any", model=EMBEDDER, check_embedding_ctx_length=False)
+@pytest.mark.parametrize("as_tokens", [True, False])
+def test_langchain_openai(url, assert_vectors, as_tokens):
+    """The same vectors, whether LangChain cuts texts into OpenAI's tokens, as it does unless told not to, or sends texts."""
+    embeddings = OpenAIEmbeddings(
+        base_url=f"{url}/v1", api_key="any", model=EMBEDDER, check_embedding_ctx_length=as_tokens
+    )
     assert_vectors(embeddings.embed_documents(TEXTS))
     assert_vectors([embeddings.embed_query(text) for text in TEXTS])

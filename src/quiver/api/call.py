@@ -1,6 +1,7 @@
 """A request and its reply without a transport, and what a dialect is made of: routes, and the shape of its errors."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ import msgspec
 from quiver import errors
 from quiver.errors import InvalidInput, InvalidJson, QuiverError, Unavailable, WrongMediaType, WrongMethod
 from quiver.service import Service
-from quiver.types import Caller, Timings
+from quiver.types import Caller, Places, Timings
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -33,6 +34,8 @@ class Call:
     params: Mapping[str, str] = field(default_factory=dict)
     """What the route's `{name}`s matched."""
     caller: Caller = LOCAL
+    places: Places | None = None
+    """Those that it has one of; None where there is no bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,9 @@ class Route:
     """The struct of its own errors, for OpenAPI, where they are not the dialect's."""
     public: bool = False
     """Needs no key."""
+    is_queued: bool = False
+    """Its work waits in a queue of its own, or it waits for such work: it has no deadline, and no long line keeps it
+    out."""
     at_root: bool = True
     """Stands at its own path too, and not under the dialect's prefix alone."""
 
@@ -97,8 +103,10 @@ STATUSES: dict[type[QuiverError], int] = {
     errors.UnknownAccount: 404,
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
+    errors.TooSlow: 408,
     errors.KeyReused: 422,
     errors.BodyTooLarge: 413,
+    errors.HeadersTooLarge: 431,
     errors.WrongMediaType: 415,
     errors.Overloaded: 429,
     errors.RateLimited: 429,
@@ -107,6 +115,7 @@ STATUSES: dict[type[QuiverError], int] = {
     errors.DeadlineExceeded: 504,
     errors.Unavailable: 503,
     errors.LaneDied: 503,
+    errors.Stalled: 503,
     errors.EngineError: 500,
 }
 """The nearest ancestor counts; anything else is 500."""
@@ -141,14 +150,23 @@ def decode_json(call: Call, kind: type[T], *, any_media_type: bool = False) -> T
         raise InvalidJson(f"the body is not JSON: {error}") from error
 
 
-def patience(call: Call) -> float | None:
-    """Return how long the SDKs that Stainless makes say they will wait; nobody reads an answer that comes later."""
-    text = call.headers.get("x-stainless-read-timeout", "")
-    try:
-        seconds = float(text)
-    except ValueError:
-        return None
-    return seconds if seconds > 0 else None
+PATIENCE: Mapping[str, float] = {
+    "x-request-timeout": 1.0,
+    "x-stainless-read-timeout": 1.0,
+    "x-envoy-expected-rq-timeout-ms": 0.001,
+}
+"""Headers in which clients say how long they wait, in what part of a second: ours, that of the SDKs which Stainless
+makes, and that of a proxy."""
+
+
+def patience(headers: Mapping[str, str], longest: float) -> float:
+    """Return how many seconds the client of a call waits at most; nobody reads an answer that comes later."""
+    for name, unit in PATIENCE.items():
+        if name in headers:
+            with suppress(ValueError):
+                if (seconds := float(headers[name]) * unit) > 0:
+                    return min(seconds, longest)
+    return longest
 
 
 def explain(error: QuiverError) -> str:

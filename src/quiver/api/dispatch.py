@@ -2,15 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import nullcontext
 from dataclasses import replace
 
 import structlog
 
-from quiver.api.call import Call, Dialect, Reply, Route, refuse
+from quiver.admission import Admission
+from quiver.api.call import Call, Reply, Route, patience, refuse
 from quiver.api.router import Router
-from quiver.errors import Overloaded, QuiverError
+from quiver.errors import DeadlineExceeded, QuiverError
 from quiver.gate import Gate
 from quiver.service import Service
 from quiver.telemetry.observer import Observer
@@ -19,63 +19,35 @@ from quiver.types import Caller, Timings
 log = structlog.get_logger(__name__)
 
 
-class Admission:
-    """Lets so many requests be at work at once; one more waits its turn for a while, and is then refused."""
-
-    def __init__(self, *, max_requests: int = 0, wait_seconds: float = 0.0) -> None:
-        self._max_requests = max_requests
-        self._wait_seconds = wait_seconds
-        self._places = asyncio.Semaphore(max_requests)
-
-    @asynccontextmanager
-    async def place(self, route: Route) -> AsyncIterator[None]:
-        """Hold a place while a request is at work; what only looks needs none. Raises `Overloaded`."""
-        if not self._max_requests or route.public or route.method != "POST":
-            yield
-            return
-        try:
-            async with asyncio.timeout(self._wait_seconds):
-                await self._places.acquire()
-        except TimeoutError as error:
-            raise Overloaded(
-                f"{self._max_requests} requests are at work already: send fewer at a time",
-                retry_after_seconds=max(1.0, self._wait_seconds),
-            ) from error
-        try:
-            yield
-        finally:
-            self._places.release()
-
-
 class Api:
     """Every dialect behind one door."""
 
     def __init__(
         self,
         router: Router,
-        fallback: Dialect,
         service: Service,
         gate: Gate,
         observer: Observer,
         admission: Admission,
+        *,
+        timeout_seconds: float,
     ) -> None:
         self._router = router
-        self._fallback = fallback
         self._service = service
         self._gate = gate
         self._observer = observer
-        self._admission = admission
+        self.admission = admission
+        self._timeout_seconds = timeout_seconds
 
     async def receive(self, call: Call) -> Reply:
         """Answer a call; whatever happens, in the shape of the dialect that it was made in."""
         start = time.perf_counter()
-        dialect, template = self._router.owner(call.path) or self._fallback, "unmatched"
+        dialect, template = self._router.owner(call.path), "unmatched"
         try:
             dialect, route, params = self._router.find(call)
             template = route.path
             caller = Caller(call.peer) if route.public else self._gate.admit(call.headers, call.peer)
-            async with self._admission.place(route):
-                reply = await route.handler(self._service, replace(call, params=params, caller=caller))
+            reply = await self._answer(route, replace(call, params=params, caller=caller))
         except QuiverError as error:
             reply = refuse(dialect, error)
         except Exception:
@@ -86,9 +58,23 @@ class Api:
         self._observer.request_answered(dialect.name, template, reply.status, time.perf_counter() - start)
         return reply
 
-    def refuse(self, error: QuiverError) -> Reply:
+    async def _answer(self, route: Route, call: Call) -> Reply:
+        """Run a handler within its deadline, at a place of its own if it is work."""
+        if route.public or route.is_queued:
+            return await route.handler(self._service, call)
+        seconds = patience(call.headers, self._timeout_seconds)
+        caller = replace(call.caller, deadline=time.monotonic() + seconds)
+        call = replace(call, caller=caller, places=self.admission.places)
+        try:
+            async with asyncio.timeout(seconds):
+                async with self.admission.place() if route.method == "POST" else nullcontext():
+                    return await route.handler(self._service, call)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"not answered within {seconds:g} s") from error
+
+    def refuse(self, path: str, error: QuiverError) -> Reply:
         """Answer a call that could not even be read."""
-        return refuse(self._fallback, error)
+        return refuse(self._router.peek("POST", path)[0], error)
 
 
 def _server_timing(timings: Timings) -> str:

@@ -201,7 +201,7 @@ async def create_embeddings(service: Service, call: Call) -> Reply:
     body = _decode(call, EmbeddingsBody)
     request = EmbedRequest(
         inputs=_stripped([body.input] if isinstance(body.input, str) else body.input),
-        model=_name(body.model),
+        model=_name(service, body.model),
         dimensions=body.dimensions or body.output_dimension or None,
         truncate=True,
     )
@@ -227,7 +227,7 @@ async def rerank(service: Service, call: Call) -> Reply:
     request = RerankRequest(
         query=body.query.strip(),
         documents=documents,
-        model=_name(body.model),
+        model=_name(service, body.model),
         top_n=body.top_n,
         raw_scores=bool(body.raw_scores),
         truncate=True,
@@ -243,7 +243,7 @@ async def rerank(service: Service, call: Call) -> Reply:
 async def classify(service: Service, call: Call) -> Reply:
     """Give each text a score for each label."""
     body = _decode(call, ClassifyBody)
-    name = _name(body.model)
+    name = _name(service, body.model)
     status = _status(service, name)
     if status.kind == "rerank":
         raise InvalidInput(f"{status.id} has no labels, it scores pairs of texts: rerank with it", param="model")
@@ -312,8 +312,9 @@ def _decode(call: Call, kind: type[T]) -> T:
         raise Unprocessable(error.message, param=error.param) from error
 
 
-def _name(model: str | None) -> str | None:
-    return None if model == NO_MODEL else model
+def _name(service: Service, model: str | None) -> str | None:
+    """Return the model that is meant; where there is but one, every name is its, as with Infinity."""
+    return None if model == NO_MODEL or len(service.models()) == 1 else model
 
 
 def _status(service: Service, name: str | None) -> ModelStatus:
@@ -350,13 +351,20 @@ def _detail(error: QuiverError) -> Detail:
     return Detail(kind, ["body", *place], error.message)
 
 
+def _routes(base: str) -> list[Route]:
+    return [
+        Route("POST", f"{base}/embeddings", create_embeddings, "Embed texts", EmbeddingsBody, EmbeddingsReply),
+        Route("POST", f"{base}/rerank", rerank, "Rank documents by relevance", RerankBody, RerankReply),
+        Route("POST", f"{base}/classify", classify, "Score texts for each label", ClassifyBody, ClassifyReply),
+        Route("GET", f"{base}/models", list_models, "List models and what waits for them", reply=ModelsReply),
+    ]
+
+
 INFINITY = Dialect(
     name="infinity",
     routes=[
-        Route("POST", "/embeddings", create_embeddings, "Embed texts", EmbeddingsBody, EmbeddingsReply),
-        Route("POST", "/rerank", rerank, "Rank documents by relevance", RerankBody, RerankReply),
-        Route("POST", "/classify", classify, "Score texts for each label", ClassifyBody, ClassifyReply),
-        Route("GET", "/models", list_models, "List models and what waits for them", reply=ModelsReply),
+        *_routes(""),
+        *_routes("/v1"),  # where most of its users put it, by --url-prefix
         Route("GET", "/health", health, "Tell the time once every model computes", reply=Health, public=True),
     ],
     render_error=render_error,

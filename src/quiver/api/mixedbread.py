@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from quiver import __version__, types
-from quiver.api.call import Call, Dialect, Reply, Route, decode_json, patience
+from quiver.api.call import Call, Dialect, Reply, Route, decode_json
 from quiver.api.documents import Document, texts_of
 from quiver.api.vectors import Form, in_forms, write_array, write_object
-from quiver.errors import QuiverError
+from quiver.errors import InvalidInput, QuiverError
 from quiver.service import Service
 from quiver.types import Embeddings, EmbedRequest, RerankRequest
 
@@ -126,7 +126,6 @@ async def create_embeddings(service: Service, call: Call) -> Reply:
         prompt=_prefix(body.prompt) if body.prompt else None,
         normalize=body.normalized is not False,
         truncate=True,
-        timeout_seconds=patience(call),
     )
     embeddings = await service.embed(request, call.caller)
     return Reply(200, await _render(embeddings, body), timings=embeddings.usage.timings)
@@ -162,13 +161,14 @@ async def rerank(service: Service, call: Call) -> Reply:
     """Rerank."""
     body = decode_json(call, RerankBody)
     top_k, shown = body.top_k or TOP_K, bool(body.return_input)
+    if not body.input:
+        raise InvalidInput("input is empty: send at least one text", param="input")
     request = RerankRequest(
         query=body.query,
         documents=texts_of(body.input, "input", body.rank_fields),
         model=body.model or None,
         top_n=top_k,
         truncate=True,
-        timeout_seconds=patience(call),
     )
     ranking = await service.rerank(request, call.caller)
     data = [

@@ -3,6 +3,7 @@
 https://platform.openai.com/docs/api-reference/embeddings
 """
 
+import math
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Literal, cast
@@ -10,11 +11,13 @@ from typing import Literal, cast
 import msgspec
 
 from quiver import types
-from quiver.api.call import Call, Dialect, Reply, Route, decode_json, patience
+from quiver.api.call import Call, Dialect, Reply, Route, decode_json
 from quiver.api.vectors import in_form, write_array, write_object
 from quiver.errors import EngineError, InvalidInput, QuiverError, Unavailable
 from quiver.service import Service
-from quiver.types import Embeddings, EmbedRequest, Input, ModelStatus
+from quiver.types import Embeddings, EmbedRequest, Input, ModelStatus, Places, Queue
+
+MINUTE_MS = 60_000
 
 
 class EmbeddingsBody(msgspec.Struct, kw_only=True):
@@ -31,6 +34,8 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
     """Not OpenAI's: the model's own prompt of this name before each text."""
     input_type: str | None = None
     """Not OpenAI's: what the texts are for (query, document): the prompt for that, where the model has one."""
+    token_encoding: Literal["native", "cl100k"] | None = None
+    """Not OpenAI's: whose token ids the input has, the model's own or OpenAI's; None leaves it to the server."""
 
 
 class Embedding(msgspec.Struct):
@@ -103,20 +108,48 @@ async def create_embeddings(service: Service, call: Call) -> Reply:
     body = decode_json(call, EmbeddingsBody)
     request = EmbedRequest(
         inputs=read_inputs(body.input),
+        ids_of=body.token_encoding or "configured",
         model=body.model or call.params.get("deployment"),
         dimensions=body.dimensions,
         truncate=body.truncate,
         prompt_name=body.prompt_name,
         task=body.input_type,
-        timeout_seconds=patience(call),
     )
     embeddings = await service.embed(request, call.caller)
-    return Reply(
-        200,
-        await render_embeddings(embeddings, as_base64=body.encoding_format == "base64"),
-        headers={"openai-processing-ms": str(round(embeddings.usage.timings.total * 1000))},
-        timings=embeddings.usage.timings,
-    )
+    timings = embeddings.usage.timings
+    written = await render_embeddings(embeddings, as_base64=body.encoding_format == "base64")
+    processing = {"openai-processing-ms": str(round(timings.total * 1000))}
+    headers = {**processing, **_rate_limits(service.queue(embeddings.model), call.places, timings.total)}
+    return Reply(200, written, headers=headers, timings=timings)
+
+
+def _rate_limits(queue: Queue, places: Places | None, seconds: float) -> dict[str, str]:
+    """Say what is left of what a client may send: tokens that may wait, and requests at work where they are bounded.
+
+    `seconds` is what a request takes: so long, at least, until those that are at work have ended.
+    """
+    headers = {
+        "x-ratelimit-limit-tokens": str(queue.capacity_tokens),
+        "x-ratelimit-remaining-tokens": str(max(0, queue.capacity_tokens - queue.tokens)),
+        "x-ratelimit-reset-tokens": go_duration(queue.seconds),
+    }
+    if places:
+        others = max(0, places.taken - 1)  # whoever reads this has given its place back
+        headers |= {
+            "x-ratelimit-limit-requests": str(places.limit),
+            "x-ratelimit-remaining-requests": str(places.limit - others),
+            "x-ratelimit-reset-requests": go_duration(max(queue.seconds, seconds) if others else 0),
+        }
+    return headers
+
+
+def go_duration(seconds: float) -> str:
+    """Write a duration as OpenAI's servers do: `0s`, `12ms`, `1.5s`, `6m0s`."""
+    milliseconds = math.ceil(seconds * 1000)
+    if 0 < milliseconds < MINUTE_MS // 60:
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(milliseconds, MINUTE_MS)
+    return (f"{minutes}m" if minutes else "") + f"{rest / 1000:g}s"
 
 
 def read_inputs(given: str | list[str | int | list[int]]) -> Sequence[Input]:

@@ -10,6 +10,8 @@ import msgspec
 
 from quiver import __version__
 from quiver.api.call import JSON, Call, Dialect, Reply, Route
+from quiver.api.openai import ErrorReply
+from quiver.api.root import WIDE
 from quiver.api.router import mounted
 from quiver.errors import UnknownRoute
 from quiver.service import Service
@@ -86,7 +88,7 @@ def describe(dialects: Sequence[Dialect]) -> dict[str, Any]:
     kinds = [
         kind for d in dialects for r in d.routes for kind in (r.body, r.reply, r.error, d.error) if kind is not None
     ]
-    unique = list(dict.fromkeys(kinds))
+    unique = list(dict.fromkeys([*kinds, ErrorReply]))
     references, schemas = msgspec.json.schema_components(unique, ref_template="#/components/schemas/{name}")
     schema_of = dict(zip(unique, references, strict=True))
     claims: dict[tuple[str, str], list[tuple[Dialect, Route]]] = {}
@@ -122,7 +124,7 @@ def _operation(path: str, claims: Sequence[tuple[Dialect, Route]], schema_of: Ma
         "responses": {
             "200": {"description": "Success"} | _replies([route for _, route in claims], schema_of),
             "default": {"description": "What went wrong"}
-            | _content([kind for dialect, route in claims for kind in (dialect.error, route.error)], schema_of),
+            | _content([*_errors(claims), ErrorReply if path in WIDE else None], schema_of),
         },
     }
     if bodies := [route.body for _, route in claims if route.body is not None]:
@@ -130,6 +132,10 @@ def _operation(path: str, claims: Sequence[tuple[Dialect, Route]], schema_of: Ma
     if not all(route.public for _, route in claims):
         operation["security"] = [{}, {"key": []}]
     return operation
+
+
+def _errors(claims: Sequence[tuple[Dialect, Route]]) -> Sequence[Any]:
+    return [kind for dialect, route in claims for kind in (dialect.error, route.error)]
 
 
 def _replies(routes: Sequence[Route], schema_of: Mapping[Any, Any]) -> dict[str, Any]:

@@ -5,9 +5,15 @@ Facts of their clients: each body below is what the client of that API sends, an
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
-from quiver.api.call import Call
+import msgspec
+
+from quiver.api.call import Call, Dialect
+from quiver.api.openai import render_error
 from quiver.api.router import Choice, Keys, Shared
+from quiver.errors import QuiverError
 
 Condition = Callable[[Call, Keys], bool]
 
@@ -23,6 +29,16 @@ def says(name: str, pattern: bytes) -> Condition:
     return lambda _, keys: name in keys and begins.match(keys[name]) is not None
 
 
+def both(one: Condition, other: Condition) -> Condition:
+    """Tell by two things together."""
+    return lambda call, keys: one(call, keys) and other(call, keys)
+
+
+def lacks(*names: str) -> Condition:
+    """Tell by fields that the body has not."""
+    return lambda _, keys: all(name not in keys for name in names)
+
+
 def asks(*names: str) -> Condition:
     """Tell by what stands behind the path's `?`."""
     return lambda call, _: any(name in call.query for name in names)
@@ -34,6 +50,9 @@ def sent_by(client: str) -> Condition:
         client in call.headers.get(header, "").lower() for header in ("user-agent", "x-fern-sdk-name")
     )
 
+
+NOT_VOYAGES = ("dimensions", "prompt_name", "truncate", "user")
+"""In Voyage's own examples nothing but `input_type` tells; OpenAI's dialect here knows that word too."""
 
 SHARED: Shared = {
     ("GET", "/"): (Choice("tei"),),
@@ -53,6 +72,7 @@ SHARED: Shared = {
         Choice("cohere", sent_by("cohere")),
         Choice("cohere", asks("endpoint", "default_only", "page_size", "page_token")),
         Choice("openai"),
+        Choice("infinity"),
     ),
     ("GET", "/v1/models/{id:path}"): (Choice("cohere", sent_by("cohere")), Choice("openai")),
     ("POST", "/"): (Choice("tei", has("inputs", "texts", "query")),),
@@ -79,16 +99,43 @@ SHARED: Shared = {
         Choice("voyage", has("truncation", "output_dtype", "output_dimension")),
         Choice("jina", has("task", "late_chunking", "embedding_type", "normalized", "return_multivector")),
         Choice("jina", says("input", rb"\[\s*\{")),
-        Choice("openai", has("dimensions", "prompt_name", "truncate", "user")),
-        Choice("voyage", says("input_type", rb'"(query|document)"')),  # in Voyage's own examples, nothing else tells
+        Choice("infinity", has("modality")),
+        Choice("voyage", both(says("input_type", rb'"(query|document)"'), lacks(*NOT_VOYAGES))),
         Choice("openai"),
+        Choice("infinity"),
+        Choice("jina"),
+        Choice("voyage"),
+        Choice("mixedbread"),
     ),
     ("POST", "/v1/rerank"): (
         Choice("voyage", has("top_k", "truncation")),
+        Choice("infinity", has("raw_scores")),
         Choice("cohere", sent_by("cohere")),
         Choice("cohere", has("rank_fields", "max_chunks_per_doc", "max_tokens_per_doc")),
         Choice("jina"),  # its clients read documents that they did not ask for; Cohere's and vLLM's read the rest
         Choice("cohere"),
+        Choice("infinity"),
+        Choice("voyage"),
     ),
 }
 """By method and path; the order of the choices is the order in which they are tried."""
+
+WIDE = frozenset({"/embeddings", "/rerank", "/v1/embeddings", "/v1/rerank"})
+"""Where clients of hosted APIs call with bodies that may be those of another: each looks for the reason elsewhere."""
+
+
+def widened(path: str, dialect: Dialect) -> Dialect:
+    """Return a dialect whose errors the clients of all can read: OpenAI's object, Cohere's `message`, Voyage's `detail`.
+
+    TEI's calls are told by their own field, and its `error` is a text.
+    """
+    if path not in WIDE or dialect.name == "tei":
+        return dialect
+    return replace(dialect, render_error=partial(_render_for_all, dialect))
+
+
+def _render_for_all(dialect: Dialect, status: int, error: QuiverError) -> bytes:
+    """Write an error as the dialect does, with what the others' clients look for behind it."""
+    own = msgspec.json.decode(dialect.render_error(status, error))
+    others = {**msgspec.json.decode(render_error(status, error)), "message": error.message, "detail": error.message}
+    return msgspec.json.encode(own | {name: value for name, value in others.items() if name not in own})

@@ -29,14 +29,24 @@ Shared = Mapping[tuple[str, str], Sequence[Choice]]
 """By method and path: the first choice that fits is taken; of those without a condition, the preferred one."""
 
 Claim = tuple[Dialect, Route]
+Widen = Callable[[str, Dialect], Dialect]
+"""(path, owner) -> the owner as it is to answer there, where clients of other APIs may call as well."""
 
 
 class Router:
     """Finds the route of a call: a dictionary for fixed paths, patterns for the others."""
 
-    def __init__(self, dialects: Sequence[Dialect], shared: Shared, preferred: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        dialects: Sequence[Dialect],
+        shared: Shared,
+        preferred: Sequence[str] = (),
+        widen: Widen = lambda _, dialect: dialect,
+    ) -> None:
         self._shared = shared
+        self._widen = widen
         self._preferred = preferred
+        self._fallback = dialects[0]
         self._fixed: dict[str, dict[str, list[Claim]]] = {}
         self._patterns: list[tuple[re.Pattern[str], dict[str, list[Claim]]]] = []
         self._by_prefix = {dialect.name: dialect for dialect in dialects if dialect.has_prefix}
@@ -60,9 +70,9 @@ class Router:
                     f"{' and '.join(names)} all claim {method} {path}, and nothing tells them apart: a bug"
                 )
 
-    def owner(self, path: str) -> Dialect | None:
-        """Return the dialect under whose prefix a path lies, whether or not there is something."""
-        return self._by_prefix.get(path.split("/", 2)[1] if "/" in path else "")
+    def owner(self, path: str) -> Dialect:
+        """Return the dialect under whose prefix a path lies, whether or not there is something; else the first one."""
+        return self._by_prefix.get(path.split("/", 2)[1] if "/" in path else "", self._fallback)
 
     def find(self, call: Call) -> tuple[Dialect, Route, Mapping[str, str]]:
         """Return the route and what its template matched. Raises `UnknownRoute` or `WrongMethod`."""
@@ -72,8 +82,24 @@ class Router:
             allowed = tuple(sorted(methods))
             raise WrongMethod(f"{call.path} does not take {method}, only {' and '.join(allowed)}", allowed=allowed)
         claims = methods[method]
-        claim = claims[0] if len(claims) == 1 else self._choose(claims, call, method)
-        return *claim, params
+        if len(claims) == 1:
+            return *claims[0], params
+        dialect, route = self._choose(claims, call, method)
+        return self._widen(route.path, dialect), route, params
+
+    def peek(self, method: str, path: str) -> tuple[Dialect, Route | None]:
+        """Return whose a path is, as far as a call shows before its body is read, and the route."""
+        try:
+            methods, _ = self._match(path)
+        except UnknownRoute:
+            methods = {}
+        claims = methods.get(method)
+        if not claims:
+            return self.owner(path), None
+        if len(claims) == 1:
+            return claims[0]
+        dialect, route = self._preferred_of(claims, self._shared[method, claims[0][1].path])
+        return self._widen(route.path, dialect), route
 
     def _choose(self, claims: Sequence[Claim], call: Call, method: str) -> Claim:
         """Tell by the call itself whose it is; where that says nothing, by preference."""
@@ -83,11 +109,18 @@ class Router:
         for choice in choices:
             if choice.when and choice.when(call, keys):
                 return by_name[choice.dialect]
+        return self._preferred_of(claims, choices)
+
+    def _preferred_of(self, claims: Sequence[Claim], choices: Sequence[Choice]) -> Claim:
+        by_name = {dialect.name: (dialect, route) for dialect, route in claims}
+        choices = [choice for choice in choices if choice.dialect in by_name]
         open_to_all = [choice.dialect for choice in choices if choice.when is None] or [choices[-1].dialect]
         name = next((name for name in self._preferred if name in open_to_all), open_to_all[0])
         return by_name[name]
 
     def _match(self, path: str) -> tuple[Mapping[str, list[Claim]], Mapping[str, str]]:
+        if path.startswith("/v1/v1/"):  # a client that adds /v1 itself was given it in its base URL, too
+            path = path.removeprefix("/v1")
         if methods := self._fixed.get(path) or (self._fixed.get(path.rstrip("/")) if path != "/" else None):
             return methods, {}
         for pattern, methods in self._patterns:

@@ -17,7 +17,7 @@ from quiver.api.runpod_worker import JobInput, error_object, work
 from quiver.errors import InvalidInput, QuiverError
 from quiver.jobs import Job, JobRequest, JobState
 from quiver.service import Service
-from quiver.types import Priority
+from quiver.types import Caller, Priority
 
 DAY_MS = 24 * 60 * 60 * 1000
 WAIT_MS = 90_000
@@ -158,6 +158,7 @@ def _submit(service: Service, call: Call, job_id: str, priority: Priority, keep_
     given = b"" if envelope.input is UNSET else bytes(envelope.input)
     # The SDK sends what has an `input` of its own without an envelope.
     job_call = replace(call, body=given) if given.startswith(b"{") else call
+    job_call = replace(job_call, caller=Caller(call.caller.id))  # the policy has its deadlines
     priority = Priority.BULK if policy.low_priority else priority
     return service.jobs.submit(
         job_id,
@@ -279,7 +280,7 @@ def _sentence(error: QuiverError) -> str:
 
 def runpod_dialect(openai: Dialect) -> Dialect:
     """Return RunPod's API around OpenAI's, which RunPod's gateway has under every endpoint."""
-    routes = _routes()
+    routes = [replace(route, is_queued=True) for route in _routes()]
     gateway = [
         replace(
             route,

@@ -30,7 +30,8 @@ class Backend(Protocol):
     def forward(self, batch: PackedBatch) -> Floats:
         """Return float32 hidden states (T, H), or of a head (T, D), or (B, D) vectors or logits where it is `pooled`.
 
-        Blocks, and may be called by `lanes` threads at once.
+        Blocks, and may be called by `lanes` threads at once, and by one more that asks for a token to see whether it
+        lives. Raises `MemoryError` where there is none for so large a batch.
         """
         ...
 

@@ -15,6 +15,9 @@ import onnxruntime as ort
 MAX_BYTES_FOR_TWO = 512 << 20
 """Each session packs the weights for itself; a model that is larger than this has the wide one alone."""
 
+_NO_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc")
+"""What ONNX Runtime says in an error of no other kind than most."""
+
 
 class Sessions:
     """One model in a wide session and a narrow one."""
@@ -28,12 +31,19 @@ class Sessions:
 
     @contextmanager
     def free(self) -> Iterator[ort.InferenceSession]:
-        """Lend a session for one forward pass: the wide one to a pass that finds itself alone."""
+        """Lend a session for one forward pass: the wide one to a pass that finds itself alone.
+
+        Raises `MemoryError` where ONNX Runtime finds none.
+        """
         with self._lock:
             self._running += 1
             session = self._wide if self._running == 1 else self._narrow
         try:
             yield session
+        except Exception as error:
+            if any(words in str(error) for words in _NO_MEMORY):
+                raise MemoryError("ONNX Runtime found no memory for a batch") from error
+            raise
         finally:
             with self._lock:
                 self._running -= 1

@@ -12,6 +12,7 @@ ANY = "*"
 """In a list of models: every one of the catalogue."""
 Dtype = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 BackendName = Literal["auto", "onnx", "torch", "ct2"]
+TokenIds = Literal["native", "cl100k", "refuse"]
 PoolingName = Literal["auto", "mean", "cls", "last_token", "splade"]
 
 
@@ -80,7 +81,36 @@ class ServerConfig:
         "How long a request over `max_concurrent_requests` waits for its turn, in seconds; 0: not at all.",
         also=("INFERENCE_QUEUE_TIMEOUT_MS:ms",),
     )
+    timeout_seconds: float = _setting(
+        120.0,
+        "A request's deadline: how long it may take before it is answered 504, in seconds. A request may say less by "
+        "`x-request-timeout` (in seconds), or as OpenAI's clients do. What would probably not be done in time is "
+        "refused at once.",
+    )
+    max_wait_seconds: float = _setting(
+        0.0,
+        "Longest that a request may be expected to take; if longer, it is refused at once with 429 and a time to come "
+        "back; 0: up to its deadline.",
+    )
+    max_inflight_bytes: int = _setting(
+        256 << 20, "Most bytes of request bodies at work at once; a request over it is refused with 429."
+    )
+    max_memory_bytes: int = _setting(
+        0,
+        "Memory above which new work is refused with 429; 0: 85 % of what the container or the machine has.",
+    )
+    header_seconds: float = _setting(10.0, "How long a client may take to send a request's head, in seconds.")
+    body_seconds: float = _setting(30.0, "How long a client may take to send a request's body, in seconds.")
+    write_seconds: float = _setting(
+        30.0, "How long a client may take none of its reply, before its connection is cut, in seconds."
+    )
+    max_header_bytes: int = _setting(16 << 10, "Largest head of a request, in bytes; a larger one is answered 431.")
     drain_seconds: float = _setting(30.0, "How long a stopping server lets running requests finish, in seconds.")
+    drain_delay_seconds: float = _setting(
+        0.2,
+        "How long a stopping server still takes new requests, while /health/ready says 503 already, in seconds: as long "
+        "as a load balancer needs to notice.",
+    )
     cors_origins: tuple[str, ...] = _setting(
         (),
         "Origins that browsers may call from, * for any; empty: none.",
@@ -281,7 +311,27 @@ class EngineConfig:
         "Most inputs in one request.",
         also=("MAX_CLIENT_BATCH_SIZE", "INFERENCE_MAX_BATCH_SIZE", "INFINITY_MAX_CLIENT_BATCH_SIZE"),
     )
-    timeout_seconds: float = _setting(120.0, "How long a request may take before it is answered 504, in seconds.")
+    stall_seconds: float = _setting(
+        10.0,
+        "How long a thread may be at the same piece of work (for a forward pass: or ten times what was to be expected) "
+        "before it counts as stuck: then everyone who waits is answered 503, and the process ends with 70.",
+    )
+    encoders: int = _setting(
+        0,
+        "Threads that turn texts into tokens; 0: as many as cores.",
+        also=("TOKENIZATION_WORKERS", "--tokenization-workers"),
+    )
+    openai_ids: TokenIds = _setting(
+        "native",
+        "What token ids that come by OpenAI's API are taken for: the model's own (native), or those of OpenAI's "
+        "tokenizer (cl100k), as LangChain sends them; refuse takes none.",
+    )
+    cl100k_file: Path | None = _setting(
+        None,
+        "File cl100k_base.tiktoken of OpenAI's tokenizer, or tiktoken's cache directory that holds it; read where "
+        "`openai_ids` is cl100k.",
+        also=("TIKTOKEN_CACHE_DIR",),
+    )
     truncate: bool = _setting(
         False,
         "Cut inputs that are longer than the model reads; false: refuse them.",

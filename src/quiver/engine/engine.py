@@ -1,19 +1,24 @@
 """The verbs over all models: texts to vectors, scores and tokens. Knows callers by their turn alone, and no API."""
 
+import asyncio
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Self
 
 import numpy as np
 
 from quiver.config import EngineConfig, ModelsConfig
+from quiver.engine.openai_ids import OpenAIIds
 from quiver.engine.outputs import cut
 from quiver.engine.pooling import normalise
+from quiver.engine.probe import Probe
 from quiver.engine.prompts import choose_prompt
 from quiver.engine.ranking import score
 from quiver.engine.replicas import Replica, Replicas
 from quiver.engine.runner import Form, Runner
 from quiver.engine.scoring import best, cosines, probabilities
-from quiver.errors import InvalidInput, NotReady, WrongKind
+from quiver.engine.watchdog import Watchdog
+from quiver.errors import EngineError, InvalidInput, NotReady, Stalled, WrongKind
 from quiver.models.catalogue import Catalogue, ModelSpec
 from quiver.models.hub import Progress
 from quiver.telemetry.observer import Observer
@@ -24,8 +29,8 @@ from quiver.types import (
     DecodeRequest,
     Embeddings,
     EmbedRequest,
-    Encoding,
     Floats,
+    Input,
     Kind,
     ModelRequest,
     Ranking,
@@ -53,11 +58,20 @@ class Engine:
     """Every verb for every model. Made on the event loop; `load` it, then ask; `close` it at the end."""
 
     def __init__(
-        self, models_config: ModelsConfig, config: EngineConfig, catalogue: Catalogue, observer: Observer
+        self,
+        models_config: ModelsConfig,
+        config: EngineConfig,
+        catalogue: Catalogue,
+        observer: Observer,
+        watchdog: Watchdog,
+        openai_ids: OpenAIIds | None = None,
     ) -> None:
         self._default_prompt = models_config.default_prompt
-        self._runner = Runner(config, observer)
-        self.replicas = Replicas(models_config, config, catalogue, observer)
+        self._openai_ids = openai_ids or OpenAIIds()
+        self._watchdog = watchdog
+        self._runner = Runner(config, observer, watchdog)
+        self.replicas = Replicas(models_config, config, catalogue, observer, watchdog)
+        self._probe = Probe()
         self.limits = self._runner.limits
 
     async def load(self, progress: Progress) -> None:
@@ -74,10 +88,11 @@ class Engine:
                 _require_token_vectors(replica)
             unit_length = spec.normalize if request.normalize is None else request.normalize
             form = Form(self._prompt(request, replica), unscaled=unit_length != spec.normalize)
+            inputs = await self._inputs(request)
             if request.late_chunking:
-                vectors, usage = await self._runner.run_together(replica, request, request.inputs, caller, form)
+                vectors, usage = await self._runner.run_together(replica, request, inputs, caller, form)
             else:
-                computed = await self._runner.run(replica, request, request.inputs, caller, form)
+                computed = await self._runner.run(replica, request, inputs, caller, form)
                 vectors, usage = np.stack(computed.results), computed.usage
             if unit_length and (form.unscaled or request.late_chunking):
                 vectors = normalise(vectors)
@@ -143,7 +158,7 @@ class Engine:
             spec, tokenizer = replica.model.spec, replica.model.tokenizer
             prompt, special = choose_prompt(spec.prompts, name=request.prompt_name), request.special_tokens
             texts = [prompt + text for text in request.texts]
-            tokens = await self._runner.in_thread(
+            tokens = await self._runner.encoders.run(
                 lambda: [tokenizer.tokens(text, special_tokens=special) for text in texts]
             )
             return Tokenization(spec.id, tokens, texts)
@@ -153,12 +168,18 @@ class Engine:
         async with self._lease(request) as replica:
             self._runner.check_count(len(request.ids), "ids")
             tokenizer, special = replica.model.tokenizer, request.special_tokens
-            return await self._runner.in_thread(
+            return await self._runner.encoders.run(
                 lambda: [tokenizer.decode(ids, special_tokens=special) for ids in request.ids]
             )
 
     def _lease(self, request: ModelRequest, *kinds: Kind) -> AbstractAsyncContextManager[Replica]:
-        return self.replicas.lease(request.model, kinds, timeout_seconds=self._runner.timeout(request))
+        return self.replicas.lease(request.model, kinds)
+
+    async def _inputs(self, request: EmbedRequest) -> Sequence[Input]:
+        """Return the inputs with texts in the place of ids that are not the model's own."""
+        if all(isinstance(given, str) for given in request.inputs):
+            return request.inputs
+        return await self._runner.encoders.run(lambda: self._openai_ids.read(request.inputs, request.ids_of))
 
     def _prompt(self, request: EmbedRequest, replica: Replica) -> str:
         """Return what stands before each text: what the request says, else what is configured."""
@@ -169,15 +190,24 @@ class Engine:
             return choose_prompt(prompts, name=request.prompt_name, task=request.task)
         return choose_prompt(prompts, task=configured) if configured else self._default_prompt
 
+    @property
+    def died(self) -> EngineError | None:
+        """Why it can compute no more, if so."""
+        if self._runner.encoders.fault.done():
+            return self._runner.encoders.fault.result()
+        return self.replicas.died if self._watchdog.is_watching else Stalled("the watchdog's thread has ended")
+
+    async def wait_for_fault(self) -> None:
+        """Wait until it can compute no more, and raise why."""
+        faults = (self._runner.encoders.fault, self.replicas.fault)
+        (fault, *_), _ = await asyncio.wait(faults, return_when=asyncio.FIRST_COMPLETED)
+        raise fault.result()
+
     async def ping(self) -> None:
-        """Compute one token with every loaded model; raises what stands in the way."""
+        """Compute one token with every loaded model, beside what waits; raises what stands in the way."""
         if not self.replicas.loaded:
             raise NotReady("the models are still loading")
-        one, request = [Encoding(np.zeros(1, np.int64))], ModelRequest()
-        for replica in self.replicas.loaded:
-            await replica.scheduler.submit(
-                one, caller=Caller("health"), priority=request.priority, timeout_seconds=self._runner.timeout(request)
-            )
+        await self._probe.check([replica.model for replica in self.replicas.loaded])
 
     async def close(self) -> None:
         """End the lanes and give back every model's memory."""

@@ -1,5 +1,6 @@
 """One loaded model: encodings in, results out. Holds no queue and knows no caller."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from quiver.engine import tokenizer
 from quiver.engine.packing import pack
 from quiver.engine.pooling import normalise, pool, word_weights
 from quiver.engine.tokenizer import Tokenizer
-from quiver.errors import LoadError
+from quiver.errors import LoadError, NotFinite
 from quiver.graphs import is_known
 from quiver.models.catalogue import ModelSpec
 from quiver.models.files import ModelFiles
@@ -20,13 +21,21 @@ from quiver.types import Encoding, Floats, PackedBatch, Pair, Results
 _PROBE_LENGTHS = (2, 17, 1, 127, 29, 15, 9, 21, 3)
 """Tokens of the inputs that the warm-up computes alone and packed: they fill one batch on a CPU, and in some orders one
 of them would straddle the blocks in which products are added up."""
+FIRST_RATE = 1000.0
+"""Tokens per second that are assumed of a model before any were measured."""
 _PAIR_MARK = "␞"
 _ROUNDING = 0.05
 """How far fewer bits may move a number."""
 
 
-class NotFinite(ValueError):
-    """A result holds NaN or an infinity."""
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """What the first forward passes showed."""
+
+    batch_invariant: bool = True
+    """This machine gives the same bits alone and packed."""
+    tokens_per_second: float = FIRST_RATE
+    """Speed of a forward pass of the largest batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,7 @@ class Model:
         batch = pack(encodings)
         results = self._results(self.backend.forward(batch), batch, encodings)
         if not (np.isfinite(results).all() if isinstance(results, np.ndarray) else _are_finite(results)):
-            raise NotFinite("a result is not finite")
+            raise NotFinite("the model makes NaN or infinity of this input")
         return results
 
     def _results(self, output: Floats, batch: PackedBatch, encodings: Sequence[Encoding]) -> Results:
@@ -68,21 +77,25 @@ class Model:
         tokens = np.split(output, batch.cu_seqlens[1:-1])
         return [tokens[i] if e.per_token else pooled[i] if e.unscaled else vectors[i] for i, e in enumerate(encodings)]
 
-    def warm_up(self) -> bool:
-        """Compute the largest batch and some small ones; tell whether this machine gives the same bits alone and packed.
+    def warm_up(self) -> WarmUp:
+        """Compute the largest batch and some small ones.
 
         What is wrong with the weights' shapes shows here, before anyone is served. Raises `LoadError`.
         """
         try:
-            self._compute_largest()
-            return self._is_batch_invariant()
+            rate = self._compute_largest()
+            return WarmUp(self._is_batch_invariant(), rate)
         except Exception as error:
             raise LoadError(f"{self.spec.id} is loaded but cannot compute: {error}") from error
 
-    def _compute_largest(self) -> None:
+    def _compute_largest(self) -> float:
+        """Compute the largest batch, the second time for its speed; returns tokens per second."""
         length = min(self.spec.max_tokens, self.backend.batch_tokens)
-        count = max(1, self.backend.batch_tokens // length)
-        self.compute([Encoding(np.zeros(length, np.int64))] * count)
+        largest = [Encoding(np.zeros(length, np.int64))] * max(1, self.backend.batch_tokens // length)
+        self.compute(largest)
+        start = time.perf_counter()
+        self.compute(largest)
+        return length * len(largest) / (time.perf_counter() - start)
 
     def _is_batch_invariant(self) -> bool:
         rng = np.random.default_rng(0)

@@ -5,27 +5,26 @@ A model that loads never keeps requests for another one waiting: files are fetch
 
 import asyncio
 import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from quiver.backends.sessions import cores
 from quiver.config import ANY, EngineConfig, ModelsConfig, ModelSettings
 from quiver.engine import model as models
-from quiver.engine.model import Model
+from quiver.engine import statuses
+from quiver.engine.model import Model, WarmUp
 from quiver.engine.packing import Budget
-from quiver.engine.scheduler import Scheduler
+from quiver.engine.scheduler import Bounds, Scheduler
+from quiver.engine.threads import in_daemon_thread
 from quiver.engine.waiting import Capacity
+from quiver.engine.watchdog import Watchdog
 from quiver.errors import (
     ConfigError,
-    DeadlineExceeded,
     EngineError,
     LoadError,
     LoadFailed,
@@ -35,12 +34,11 @@ from quiver.errors import (
     UnknownModel,
 )
 from quiver.models.catalogue import Catalogue, ModelSpec
-from quiver.models.hub import Found, Progress, is_local, resolve
+from quiver.models.hub import Found, Progress, resolve
 from quiver.models.spec import with_pooling
 from quiver.telemetry.observer import Observer
-from quiver.types import FileProgress, Kind, ModelState, ModelStatus, Queue
+from quiver.types import Caller, FileProgress, Kind, ModelState, ModelStatus, Queue
 
-T = TypeVar("T")
 RETRY_LOAD_SECONDS = 30.0
 """A model that could not be loaded is not tried again sooner."""
 
@@ -64,8 +62,14 @@ class Replicas:
     """Owns every loaded model and what is known of the others; made and used on one event loop."""
 
     def __init__(
-        self, models_config: ModelsConfig, config: EngineConfig, catalogue: Catalogue, observer: Observer
+        self,
+        models_config: ModelsConfig,
+        config: EngineConfig,
+        catalogue: Catalogue,
+        observer: Observer,
+        watchdog: Watchdog,
     ) -> None:
+        self._watchdog = watchdog
         self._models_config = models_config
         self._config = config
         self._catalogue = catalogue
@@ -74,7 +78,8 @@ class Replicas:
         self._loading: dict[str, asyncio.Task[Replica]] = {}
         self._failed: dict[str, tuple[float, LoadFailed]] = {}
         self._one_at_a_time = asyncio.Lock()
-        self._fault: asyncio.Future[EngineError] = asyncio.get_running_loop().create_future()
+        self.fault: asyncio.Future[EngineError] = asyncio.get_running_loop().create_future()
+        """Done once a model can compute no more."""
         self._names: dict[str, str] = {}
         """What callers may say, in lower case -> what the model is called here."""
         self._statuses: dict[str, ModelStatus] = {}
@@ -97,7 +102,7 @@ class Replicas:
     def _offer(self, name: str) -> bool:
         """Let a model be asked for by its name, and by what the catalogue calls it; tell whether it is a new one."""
         spec, chosen = self._catalogue.find(name), self._models_config.settings_of(name).served_name
-        status = _known(spec) if spec else ModelStatus(id=_id_of(name), state=ModelState.AVAILABLE)
+        status = statuses.known(spec) if spec else statuses.unknown(name)
         if chosen:
             status = replace(status, id=chosen, aliases=(*status.aliases, status.id))
         if status.id in (known.id for known in self._statuses.values()):
@@ -132,26 +137,24 @@ class Replicas:
         """Why a model can compute no more, if so."""
         return next((r.scheduler.died for r in self.loaded if r.scheduler.died), None)
 
-    async def wait_for_fault(self) -> None:
-        """Wait until a model can compute no more, and raise why."""
-        raise await asyncio.shield(self._fault)
-
     async def preload(self, progress: Progress) -> None:
         """Fetch and load every configured model, one after another. Raises `SetupError`."""
         for name in self._models_config.model:
             await self._load(name, progress, pinned=True)
 
+    def seconds_until(self, tokens: int, caller: Caller) -> float:
+        """Estimate how long so many tokens would take with the model for which the least waits."""
+        return min((replica.scheduler.seconds_until(tokens, caller) for replica in self.loaded), default=0.0)
+
     @asynccontextmanager
-    async def lease(
-        self, name: str | None, kinds: Sequence[Kind] = (), *, timeout_seconds: float
-    ) -> AsyncIterator[Replica]:
+    async def lease(self, name: str | None, kinds: Sequence[Kind] = ()) -> AsyncIterator[Replica]:
         """Lend the model that answers to a name; it is not unloaded meanwhile.
 
         No name means the first configured model of the first of the `kinds` that there is.
-        One that may be loaded on first use is. Raises `UnknownModel`, `NotReady`, `LoadFailed`, `DeadlineExceeded`.
+        One that may be loaded on first use is. Raises `UnknownModel`, `NotReady`, `LoadFailed`.
         """
         key = self._find(name, kinds)
-        replica = self._replicas.get(key) or await self._load_on_use(key, timeout_seconds)
+        replica = self._replicas.get(key) or await self._load_on_use(key)
         replica.num_users += 1
         replica.unused.clear()
         try:
@@ -177,7 +180,7 @@ class Replicas:
         loaded = [(name, self._replicas[name].model.spec.kind) for name in names if name in self._replicas]
         return next((name for wanted in kinds for name, kind in loaded if kind == wanted), names[0])
 
-    async def _load_on_use(self, key: str, timeout_seconds: float) -> Replica:
+    async def _load_on_use(self, key: str) -> Replica:
         if key in self._models_config.model:
             raise NotReady("the models are still loading")
         since, error = self._failed.get(key, (0.0, None))
@@ -185,11 +188,7 @@ class Replicas:
             raise error
         if key not in self._loading:
             self._loading[key] = asyncio.create_task(self._try_load(key))
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                return await asyncio.shield(self._loading[key])  # it goes on for whoever asks next
-        except TimeoutError as late:
-            raise DeadlineExceeded(f"{key} is still loading after {timeout_seconds:g} s") from late
+        return await asyncio.shield(self._loading[key])  # it goes on for whoever asks next
 
     async def _try_load(self, key: str) -> Replica:
         try:
@@ -225,7 +224,8 @@ class Replicas:
             loop.call_soon_threadsafe(self._note, name, FileProgress(file, done_bytes, total_bytes))
 
         spec = self._catalogue.find(name)
-        found = await _abandonable(partial(resolve, name, spec, self._models_config, note, settings.onnx_file))
+        fetch = partial(resolve, name, spec, self._models_config, note, settings.onnx_file)
+        found = await in_daemon_thread(fetch, name="resolve")
         served = with_pooling(found.spec, found.files, settings.pooling)
         if settings.served_name:
             served = replace(served, id=settings.served_name, aliases=(*served.aliases, served.id))
@@ -258,35 +258,26 @@ class Replicas:
             await self.remove(min(idle)[1])
 
     async def _start(self, name: str, found: Found, *, pinned: bool) -> Replica:
-        def load() -> tuple[Model, bool]:
+        def load() -> tuple[Model, WarmUp]:
             config, lanes = self._models_config, self._config.lanes or cores()
             model = models.load(found.spec, found.files, config.settings_of(name), lanes=lanes)
             if config.self_test:
                 model.check_golden()
             return model, model.warm_up()
 
-        model, batch_invariant = await asyncio.to_thread(load)
+        model, warm_up = await asyncio.to_thread(load)
         num_bytes = found.files.num_bytes(found.spec.onnx_file)
-        return self.add(name, model, batch_invariant=batch_invariant, num_bytes=num_bytes, pinned=pinned)
+        return self.add(name, model, warm_up, num_bytes=num_bytes, pinned=pinned)
 
-    def add(
-        self, name: str, model: Model, *, batch_invariant: bool, num_bytes: int = 0, pinned: bool = True
-    ) -> Replica:
+    def add(self, name: str, model: Model, warm_up: WarmUp, *, num_bytes: int = 0, pinned: bool = True) -> Replica:
         """Serve a loaded model from now on; `name` is what the configuration calls it."""
-        spec, backend, settings = model.spec, model.backend, self._models_config.settings_of(name)
-        tokens = min(self._config.batch_tokens or backend.batch_tokens, backend.batch_tokens)
+        spec, settings = model.spec, self._models_config.settings_of(name)
         scheduler = Scheduler(
             spec.id,
             model.compute,
-            # Where this CPU's kernels let the company of an input show in its bits, each input runs alone.
-            budget=Budget(
-                tokens if batch_invariant or not backend.exact else 1,
-                padded=backend.padded,
-                max_inputs=settings.batch_inputs or sys.maxsize,
-            ),
-            lanes=backend.lanes,
-            capacity=Capacity(self._config.max_waiting_tokens, self._config.max_waiting_inputs or sys.maxsize),
+            self._bounds(model, warm_up, settings),
             observer=self._observer,
+            watchdog=self._watchdog,
         )
         scheduler.fault.add_done_callback(self._on_fault)
         replica = Replica(model, scheduler, settings, num_bytes, pinned)
@@ -294,11 +285,31 @@ class Replicas:
         self._replicas[name] = replica
         for alias in (name, spec.id, *spec.aliases):
             self._names.setdefault(alias.lower(), name)
-        self._statuses[name] = _loaded(replica, batch_invariant=batch_invariant)
+        self._statuses[name] = statuses.loaded(
+            model,
+            batch_tokens=scheduler.budget.max_tokens,
+            num_bytes=num_bytes,
+            batch_invariant=warm_up.batch_invariant,
+        )
         self._observer.model_loaded(
-            spec.id, batch_invariant=batch_invariant, waiting_tokens=lambda: scheduler.waiting_tokens
+            spec.id, batch_invariant=warm_up.batch_invariant, waiting_tokens=lambda: scheduler.waiting_tokens
         )
         return replica
+
+    def _bounds(self, model: Model, warm_up: WarmUp, settings: ModelSettings) -> Bounds:
+        backend, config = model.backend, self._config
+        tokens = min(config.batch_tokens or backend.batch_tokens, backend.batch_tokens)
+        return Bounds(
+            # Where this CPU's kernels let the company of an input show in its bits, each input runs alone.
+            Budget(
+                tokens if warm_up.batch_invariant or not backend.exact else 1,
+                padded=backend.padded,
+                max_inputs=settings.batch_inputs or sys.maxsize,
+            ),
+            lanes=backend.lanes,
+            capacity=Capacity(config.max_waiting_tokens, config.max_waiting_inputs or sys.maxsize),
+            tokens_per_second=warm_up.tokens_per_second,
+        )
 
     async def remove(self, name: str) -> None:
         """Unload a model: new requests no longer find it, those that run are answered first."""
@@ -328,60 +339,5 @@ class Replicas:
         self._statuses[name] = replace(self._statuses[name], **changes)
 
     def _on_fault(self, fault: "asyncio.Future[EngineError]") -> None:
-        if not self._fault.done() and not fault.cancelled():
-            self._fault.set_result(fault.result())
-
-
-def _id_of(name: str) -> str:
-    """Return the id that a model outside the catalogue will have: a directory's is its own name."""
-    return Path(name).expanduser().resolve().name if is_local(name) else name
-
-
-def _known(spec: ModelSpec) -> ModelStatus:
-    """Say what the catalogue knows of a model."""
-    return ModelStatus(
-        id=spec.id,
-        state=ModelState.AVAILABLE,
-        kind=spec.kind,
-        description=spec.description,
-        pooling=spec.pooling,
-        revision=spec.revision,
-        aliases=spec.aliases,
-        dimensions=spec.dimensions,
-        max_tokens=spec.max_tokens,
-        prompts=tuple(spec.prompts),
-        labels=spec.labels,
-    )
-
-
-def _loaded(replica: Replica, *, batch_invariant: bool) -> ModelStatus:
-    model = replica.model
-    return replace(
-        _known(model.spec),
-        state=ModelState.READY,
-        created=int(time.time()),
-        backend=model.backend.name,
-        dtype=model.dtype,
-        batch_tokens=replica.scheduler.budget.max_tokens,
-        num_bytes=replica.num_bytes,
-        num_special_tokens=model.tokenizer.num_head + model.tokenizer.num_tail,
-        batch_invariant=batch_invariant,
-    )
-
-
-async def _abandonable(work: Callable[[], T]) -> T:
-    """Run blocking work as `asyncio.to_thread` does, in a thread that the end of the process does not wait for.
-
-    A download may stall for minutes; who stops the server meanwhile has no use for it.
-    """
-    outcome: Future[T] = Future()
-    outcome.set_running_or_notify_cancel()  # from now on only the thread settles it
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:  # noqa: BLE001  whoever awaits gets it
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, name="resolve", daemon=True).start()
-    return await asyncio.wrap_future(outcome)
+        if not self.fault.done() and not fault.cancelled():
+            self.fault.set_result(fault.result())

@@ -1,24 +1,21 @@
 """One request's inputs through encoding and the lanes: what every verb does, whatever it wants in the end."""
 
-import asyncio
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 
 from quiver.backends.sessions import cores
 from quiver.config import EngineConfig
+from quiver.engine.encoders import Encoders
 from quiver.engine.pooling import pool
 from quiver.engine.replicas import Replica
+from quiver.engine.watchdog import Watchdog
 from quiver.errors import InvalidInput, TooManyInputs
 from quiver.telemetry.observer import Observer
 from quiver.types import Caller, Encoding, Floats, Input, Limits, ModelRequest, Pair, Timings, Usage
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +43,12 @@ class Computed:
 
 
 class Runner:
-    """Encodes in threads of its own, hands over to a replica's lanes, and keeps time."""
+    """Has inputs encoded, hands them over to a replica's lanes, and keeps time."""
 
-    def __init__(self, config: EngineConfig, observer: Observer) -> None:
+    def __init__(self, config: EngineConfig, observer: Observer, watchdog: Watchdog) -> None:
         self._config = config
         self._observer = observer
-        self._encoders = ThreadPoolExecutor(cores(), thread_name_prefix="encode")
+        self.encoders = Encoders(config.encoders or cores(), watchdog)
 
     @property
     def limits(self) -> Limits:
@@ -61,7 +58,7 @@ class Runner:
             client_batch_size=config.max_client_batch_size,
             waiting_tokens=config.max_waiting_tokens,
             truncate=config.truncate,
-            encoders=cores(),
+            encoders=self.encoders.num_threads,
         )
 
     async def run(
@@ -92,10 +89,6 @@ class Runner:
         spans = np.concatenate(([tokenizer.num_head], ends))
         return pool(tokens[: ends[-1]], spans, "mean"), self._usage(replica, [whole], start, encoded, queue)
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Do what would hold up the event loop (a long text takes milliseconds)."""
-        return await asyncio.get_running_loop().run_in_executor(self._encoders, work)
-
     def check_count(self, count: int, field: str) -> None:
         """Refuse before any work what could only fail after it."""
         if not count:
@@ -105,13 +98,9 @@ class Runner:
                 f"{count} inputs are more than the {self._config.max_client_batch_size} of one request", param=field
             )
 
-    def timeout(self, request: ModelRequest) -> float:
-        """Return how long a request may take: its own patience, within the configured limit."""
-        return min(request.timeout_seconds or self._config.timeout_seconds, self._config.timeout_seconds)
-
     def close(self) -> None:
         """End the threads."""
-        self._encoders.shutdown()
+        self.encoders.close()
 
     async def _encode(
         self, replica: Replica, request: ModelRequest, inputs: Sequence[Input | Pair], form: Form
@@ -119,7 +108,7 @@ class Runner:
         tokenizer, side = replica.model.tokenizer, request.truncate_side
         truncate = self._config.truncate if request.truncate is None else request.truncate
         encode = partial(tokenizer.encode, inputs, truncate=truncate or bool(form.fill), side=side, prompt=form.prompt)
-        encodings: Sequence[Encoding] = await self.in_thread(encode)
+        encodings: Sequence[Encoding] = await self.encoders.run(encode)
         if form.fill:
             encodings = tokenizer.fill(encodings, form.fill)
         if form.per_token or form.unscaled:
@@ -132,11 +121,7 @@ class Runner:
         """Return a result for each, and how long they waited for a lane."""
         waits: list[float] = []
         results = await replica.scheduler.submit(
-            encodings,
-            caller=caller,
-            priority=request.priority,
-            timeout_seconds=self.timeout(request),
-            note_wait=waits.append,
+            encodings, caller=caller, priority=request.priority, note_wait=waits.append
         )
         return results, sum(waits)
 

@@ -5,7 +5,7 @@
     lanes:                            └──> take ──> compute ──┘
 
 Every accepted ticket is answered exactly once: with its vector, with a typed error, or not at all once its future is
-cancelled. A batch that fails is split until only the culprit fails.
+cancelled. A lane that dies is replaced; one that does not come back ends everything, and everyone is told.
 """
 
 import asyncio
@@ -13,32 +13,49 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
+from quiver.engine.attempts import Attempts, Compute, Outcome
 from quiver.engine.packing import Budget
 from quiver.engine.waiting import Capacity, Ticket, Waiting
-from quiver.errors import Closed, DeadlineExceeded, EngineError, InferenceFailed, LaneDied, Overloaded, QuiverError
+from quiver.engine.watchdog import Watchdog
+from quiver.errors import Closed, EngineError, LaneDied, Overloaded, QuiverError, Stalled
 from quiver.telemetry.observer import Observer
-from quiver.types import Caller, Encoding, Floats, Priority, Queue, Results
+from quiver.types import Caller, Encoding, Floats, Priority, Queue
 
-Compute = Callable[[Sequence[Encoding]], Results]
-"""Encodings -> B results, one for each, in order; blocks."""
-Outcome = Floats | QuiverError
+IN_TIME = 0.8
+"""Part of the time until its deadline that a request may be expected to take: the expectation may be wrong."""
+MEMORY_SECONDS = 60.0
+"""How long batches stay small after one for which there was no memory."""
+MAX_DEATHS, DEATHS_SECONDS = 3, 60.0
+"""More lanes than that may not die in so short a time: what kills them would kill the next."""
+NEW_RATE = 0.05
+"""Weight of the last batch in what is known of the speed."""
+SLOWEST = 10
+"""How many times longer than expected a batch may take before its lane counts as stalled."""
 
-_FIRST_RATE = 1000.0
-"""Tokens per second assumed before the first batch is measured."""
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much is computed and waits at a time."""
+
+    budget: Budget
+    lanes: int
+    capacity: Capacity
+    tokens_per_second: float = 1000.0
+    """What one lane was measured to compute."""
 
 
 class Scheduler:
     """Owns the waiting tickets and the lanes of one model; made and used on one event loop."""
 
-    def __init__(
-        self, name: str, compute: Compute, *, budget: Budget, lanes: int, capacity: Capacity, observer: Observer
-    ) -> None:
+    def __init__(self, name: str, compute: Compute, bounds: Bounds, *, observer: Observer, watchdog: Watchdog) -> None:
         self._name = name
-        self._compute = compute
-        self.budget = budget
-        self._capacity = capacity
+        self._bounds = bounds
         self._observer = observer
+        self._watchdog = watchdog
+        self._attempts = Attempts(compute, self._on_computed, self._on_failed, self._on_too_large)
         self._loop = asyncio.get_running_loop()
         self._request_ids = itertools.count()
         self.fault: asyncio.Future[EngineError] = self._loop.create_future()
@@ -46,14 +63,25 @@ class Scheduler:
 
         # Shared with the lanes, under the condition.
         self._changed = threading.Condition()
-        self._waiting = Waiting()
-        self._tokens_per_second = _FIRST_RATE * lanes
+        self._waiting = Waiting(bounds.tokens_per_second * bounds.lanes)
+        self._running: dict[int, list[Ticket]] = {}
+        """What each lane is computing."""
+        self._small: tuple[Budget, float] | None = None
+        """A smaller budget, and until when it holds."""
+        self._deaths: list[float] = []
         self._closed = False
         self._died: EngineError | None = None
 
-        self._lanes = [threading.Thread(target=self._lane, name=f"{name}-lane-{i}", daemon=True) for i in range(lanes)]
-        for lane in self._lanes:
-            lane.start()
+        self._lanes: dict[int, threading.Thread] = {}
+        for number in range(bounds.lanes):
+            self._start_lane(number)
+
+    @property
+    def budget(self) -> Budget:
+        """How much goes into a batch now."""
+        if self._small and time.monotonic() < self._small[1]:
+            return self._small[0]
+        return self._bounds.budget
 
     @property
     def waiting_tokens(self) -> int:
@@ -63,14 +91,18 @@ class Scheduler:
     @property
     def queue(self) -> Queue:
         """What waits, and for how long."""
-        waiting = self._waiting
-        seconds = waiting.num_tokens / self._tokens_per_second
-        return Queue(waiting.num_inputs, waiting.num_tokens, self._capacity.tokens, seconds)
+        waiting, capacity = self._waiting, self._bounds.capacity.tokens
+        return Queue(waiting.num_inputs, waiting.num_tokens, capacity, waiting.num_tokens / waiting.rate)
 
     @property
     def died(self) -> EngineError | None:
         """Why the lanes can compute no more, if so."""
         return self._died
+
+    def seconds_until(self, tokens: int, caller: Caller, priority: Priority = Priority.INTERACTIVE) -> float:
+        """Estimate how long a new request of so many tokens would take; nothing where nothing waits."""
+        with self._changed:
+            return self._waiting.seconds_until(tokens, caller.id, priority, time.monotonic())
 
     async def submit(
         self,
@@ -78,7 +110,6 @@ class Scheduler:
         *,
         caller: Caller,
         priority: Priority,
-        timeout_seconds: float,
         note_wait: Callable[[float], None] = lambda _: None,
     ) -> Sequence[Floats]:
         """Return a result for each, in order; the whole request gets in or none. Raises `Unavailable` or `EngineError`.
@@ -87,96 +118,150 @@ class Scheduler:
         """
         start, request = time.perf_counter(), next(self._request_ids)
         tickets = [Ticket(e, self._loop.create_future(), caller.id, request, priority) for e in encodings]
-        self._admit(tickets)
+        self._admit(tickets, caller, priority)
         try:
-            async with asyncio.timeout(timeout_seconds):
-                results = await asyncio.gather(*(ticket.future for ticket in tickets))
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"not answered within {timeout_seconds:g} s") from error
+            results = await asyncio.gather(*(ticket.future for ticket in tickets))
         finally:
-            for ticket in tickets:
-                ticket.future.cancel()  # does nothing to one that is answered
+            self._abandon(tickets)
         note_wait(sum(ticket.taken_at - start for ticket in tickets) / max(1, len(tickets)))
         return results
 
-    def _admit(self, tickets: Sequence[Ticket]) -> None:
+    def _admit(self, tickets: Sequence[Ticket], caller: Caller, priority: Priority) -> None:
+        asked, now = sum(len(ticket.encoding) for ticket in tickets), time.monotonic()
         with self._changed:
             if self._died:
-                raise self._died
+                raise _like(self._died)
             if self._closed:
                 raise Closed("the server is stopping")
-            waiting, asked = self._waiting.num_tokens, sum(len(ticket.encoding) for ticket in tickets)
-            if not self._waiting.has_room(len(tickets), asked, self._capacity):
-                seconds = waiting / self._tokens_per_second
-                raise Overloaded(
-                    f"{waiting} tokens are waiting already; come back in {seconds:.1f} s", retry_after_seconds=seconds
-                )
-            for ticket in tickets:
-                self._waiting.push(ticket)
+            waiting = self._waiting
+            seconds = waiting.seconds_until(asked, caller.id, priority, now)
+            has_room = waiting.has_room(len(tickets), asked, self._bounds.capacity)
+            if not has_room or seconds > IN_TIME * caller.seconds_left():
+                raise overloaded(waiting.num_tokens, waiting.num_tokens / waiting.rate)
+            waiting.push(tickets, now)
             self._changed.notify(len(tickets))
 
-    def close(self) -> None:
-        """Tell everyone who waits that it is over, and end the lanes; blocks until their last batch is done."""
-        self._stop(Closed("the server is stopping"))
-        for lane in self._lanes:
-            lane.join()
+    def _abandon(self, tickets: Sequence[Ticket]) -> None:
+        """Let go of what is not answered yet: its client has gone, or its time has run out."""
+        for ticket in tickets:
+            ticket.future.cancel()  # does nothing to one that is answered
+        if left := [ticket for ticket in tickets if ticket.is_waiting]:
+            with self._changed:
+                for ticket in left:
+                    self._waiting.forget(ticket)
 
-    def _stop(self, error: QuiverError) -> None:
+    def close(self) -> None:
+        """Tell everyone who waits that it is over, and end the lanes; blocks until their last batch is done.
+
+        A lane that does not come back is left behind.
+        """
+        self._stop(Closed("the server is stopping"))
+        for lane in tuple(self._lanes.values()):
+            lane.join(0 if self._died else self._watchdog.stall_seconds)
+
+    def _stop(self, error: QuiverError, *, running: bool = False) -> None:
+        """Take nothing more, and answer those who wait; where no lane will, those whose batch is running too."""
         with self._changed:
             self._closed = True
-            left: list[Ticket] = []
-            while self._waiting:
-                left += self._waiting.take_batch(self.budget)
+            left = [ticket for batch in self._running.values() for ticket in batch] if running else []
+            while batch := self._waiting.take_batch(self._bounds.budget, time.monotonic()):
+                left += batch
             self._changed.notify_all()
-        self._answer(left, [error] * len(left))
+        self._answer(left, [_like(error) for _ in left])
 
-    def _lane(self) -> None:
-        batch: list[Ticket] = []
+    # In the lanes
+
+    def _start_lane(self, number: int) -> None:
+        self._lanes[number] = threading.Thread(
+            target=self._lane, args=(number,), name=f"{self._name}-lane-{number}", daemon=True
+        )
+        self._lanes[number].start()
+
+    def _lane(self, number: int) -> None:
         try:
-            while batch := self._next_batch():
-                self._answer(batch, self._attempt(batch))
+            while batch := self._next_batch(number):
+                start = time.monotonic()
+                with self._watchdog.watching(
+                    f"a lane of {self._name}", self._on_stalled, limit_seconds=self._slowest(batch)
+                ):
+                    outcomes = self._attempts.outcomes([ticket.encoding for ticket in batch])
+                self._answer(batch, outcomes)
+                self._note_rate(batch, time.monotonic() - start)
         except BaseException as error:  # noqa: BLE001  whatever it is, nobody may be left waiting
-            self._died = LaneDied(f"a lane ended with {type(error).__name__}: {error}")
-            self._answer(batch, [self._died] * len(batch))
-            self._stop(self._died)
-            self._loop.call_soon_threadsafe(_announce, self.fault, self._died)
+            self._on_death(number, error)
 
-    def _next_batch(self) -> list[Ticket]:
+    def _note_rate(self, batch: Sequence[Ticket], seconds: float) -> None:
+        """Learn how fast batches go, all that is done for them included."""
+        rate = self._bounds.lanes * sum(len(ticket.encoding) for ticket in batch) / max(seconds, 1e-6)
+        self._waiting.rate += NEW_RATE * (rate - self._waiting.rate)
+
+    def _next_batch(self, number: int) -> list[Ticket]:
         """Wait for work and take what fits the budget; nothing means that it is over."""
         with self._changed:
+            self._running.pop(number, None)
             while True:
-                if batch := self._waiting.take_batch(self.budget):
+                if batch := self._waiting.take_batch(self.budget, time.monotonic()):
                     now = time.perf_counter()
                     for ticket in batch:
                         ticket.taken_at = now
+                    self._running[number] = batch
                     return batch
                 if self._closed:
                     return []
                 self._changed.wait()
 
-    def _attempt(self, batch: Sequence[Ticket]) -> list[Outcome]:
-        """Compute a batch; if it fails, its halves, so that only the culprit is answered with an error."""
-        try:
-            return list(self._computed([ticket.encoding for ticket in batch]))
-        except Exception as error:  # noqa: BLE001  a model may raise anything
-            if len(batch) == 1:
-                self._observer.input_failed(self._name)
-                return [InferenceFailed(f"the model cannot compute this input ({type(error).__name__})")]
-            half = len(batch) // 2
-            return self._attempt(batch[:half]) + self._attempt(batch[half:])
+    def _slowest(self, batch: Sequence[Ticket]) -> float:
+        tokens = sum(len(ticket.encoding) for ticket in batch)
+        return SLOWEST * self._bounds.lanes * tokens / self._waiting.rate
 
-    def _computed(self, encodings: Sequence[Encoding]) -> Results:
-        start, tokens = time.perf_counter(), sum(map(len, encodings))
-        results = self._compute(encodings)
-        if len(results) != len(encodings):
-            raise ValueError(f"{len(encodings)} inputs gave {len(results)} results")
-        seconds = time.perf_counter() - start
+    def _on_death(self, number: int, error: BaseException) -> None:
+        """Answer the dying lane's batch and put another in its place, unless that has been of no use."""
+        now, why = time.monotonic(), f"a lane ended with {type(error).__name__}: {error}"
+        with self._changed:
+            batch = self._running.pop(number, [])
+            self._deaths = [death for death in self._deaths if now - death < DEATHS_SECONDS] + [now]
+            is_over = self._closed or len(self._deaths) > MAX_DEATHS
+        self._observer.lane_died(self._name, why)
+        self._answer(batch, [LaneDied(why) for _ in batch])
+        if is_over:
+            self._end(LaneDied(why))
+        else:
+            self._start_lane(number)
+
+    def _on_stalled(self, why: str) -> None:
+        self._end(Stalled(why))
+
+    def _end(self, error: EngineError) -> None:
+        self._died = error
+        self._stop(error, running=True)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(_announce, self.fault, error)
+
+    def _on_computed(self, tokens: int, seconds: float) -> None:
         self._observer.batch_computed(self._name, tokens, seconds)
-        self._tokens_per_second += 0.05 * (len(self._lanes) * tokens / seconds - self._tokens_per_second)
-        return results
+
+    def _on_failed(self, error: QuiverError) -> None:
+        self._observer.input_failed(self._name, error.code)
+
+    def _on_too_large(self, tokens: int) -> None:
+        small = replace(self._bounds.budget, max_tokens=max(1, min(tokens, self.budget.max_tokens) // 2))
+        self._small = small, time.monotonic() + MEMORY_SECONDS
 
     def _answer(self, batch: Sequence[Ticket], outcomes: Sequence[Outcome]) -> None:
-        self._loop.call_soon_threadsafe(_resolve, batch, outcomes)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(_resolve, batch, outcomes)
+
+
+def overloaded(waiting: int, seconds: float) -> Overloaded:
+    """Say that too much waits already, and when to come back."""
+    return Overloaded(
+        f"{waiting} tokens are waiting already; come back in {seconds:.1f} s", retry_after_seconds=seconds
+    )
+
+
+def _like(error: QuiverError) -> QuiverError:
+    """Return an error of its own for each task that raises it: one for all would gather all their tracebacks."""
+    return type(error)(error.message)
 
 
 def _announce(fault: asyncio.Future[EngineError], error: EngineError) -> None:

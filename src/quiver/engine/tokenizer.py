@@ -126,7 +126,7 @@ class Tokenizer:
             return text[:limit] if limits.side == "right" else text[-limit:]
         raise TooLong(
             f"input {index} has {len(text)} characters: more than {limit} are not read for a model of "
-            f"{self.max_tokens} tokens. Split the text, or send truncate=true.",
+            f"{self.max_tokens} tokens. Split the text, or ask for it to be cut (truncate).",
             param=f"input[{index}]",
         )
 
@@ -168,7 +168,7 @@ class Tokenizer:
         if excess > 0 and not limits.truncate:
             raise TooLong(
                 f"input {index} has {self.max_tokens + excess} tokens, but the model reads at most {self.max_tokens}. "
-                "Split the text, or send truncate=true.",
+                "Split the text, or ask for it to be cut (truncate).",
                 param=f"input[{index}]",
             )
         if excess > 0:

@@ -1,22 +1,19 @@
-"""Who is next: interactive before bulk, then callers in turn, then each caller's requests in turn, each in order.
-
-So no caller starves another, and a request of two thousand inputs lets another's single one go before its second.
-"""
+"""Every ticket that waits for a lane: interactive before bulk, and each in its turn. One door to order and numbers."""
 
 import asyncio
 import sys
-from collections import deque
-from collections.abc import Hashable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
+from quiver.engine.backlog import Backlog
 from quiver.engine.packing import Budget
+from quiver.engine.turns import PACE, Turns
 from quiver.types import Encoding, Floats, Priority
-
-T = TypeVar("T")
 
 MAX_PASSED_OVER = 8
 """How many tickets that do not fit a lane looks past for ones that do."""
+BUSY_SECONDS = 0.25
+"""Where what is due is later than this, as much comes as is computed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +25,9 @@ class Ticket:
     caller: str
     request: int
     priority: Priority
+    stamp: float = 0.0
+    """When it is due, by the monotonic clock."""
+    is_waiting: bool = False
     taken_at: float = 0.0
     """When a lane took it, by the performance counter."""
 
@@ -45,74 +45,53 @@ class Capacity:
     inputs: int = sys.maxsize
 
 
-class Turns(Generic[T]):
-    """Queues that take turns: one item from each, round and round. Give several keys for turns within turns."""
+class Waiting:
+    """Not thread-safe: the scheduler holds its lock."""
 
-    def __init__(self) -> None:
-        self._order: deque[Hashable] = deque()
-        self._queues: dict[Hashable, Turns[T]] = {}
-        self._items: deque[T] = deque()
+    def __init__(self, tokens_per_second: float) -> None:
+        self.rate = tokens_per_second
+        """Speed of all lanes together; whoever measures it keeps it true."""
+        self.num_inputs = 0
+        self._turns: dict[Priority, Turns[Ticket]] = {p: Turns(lambda ticket: ticket.abandoned) for p in Priority}
+        self._backlogs: dict[Priority, Backlog] = {p: Backlog() for p in Priority}
 
     def __bool__(self) -> bool:
-        return bool(self._order or self._items)
+        return any(self._turns.values())
 
-    def push(self, item: T, *keys: Hashable) -> None:
-        """Queue an item behind the others of its keys."""
-        if not keys:
-            self._items.append(item)
-            return
-        key, *rest = keys
-        if key not in self._queues:
-            self._queues[key] = Turns()
-            self._order.append(key)
-        self._queues[key].push(item, *rest)
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all tickets."""
+        return sum([backlog.tokens for backlog in self._backlogs.values()])
 
-    def put_back(self, item: T, *keys: Hashable) -> None:
-        """Queue an item before all others, as if its turn had not come."""
-        if not keys:
-            self._items.appendleft(item)
-            return
-        key, *rest = keys
-        if key in self._queues:
-            self._order.remove(key)
-        else:
-            self._queues[key] = Turns()
-        self._order.appendleft(key)
-        self._queues[key].put_back(item, *rest)
-
-    def pop(self) -> T:
-        """Take the item whose turn it is; its queue goes to the back."""
-        if self._items:
-            return self._items.popleft()
-        key = self._order.popleft()
-        item = self._queues[key].pop()
-        if self._queues[key]:
-            self._order.append(key)
-        else:
-            del self._queues[key]
-        return item
-
-
-class Waiting:
-    """Every ticket that no lane has taken yet. Not thread-safe: the scheduler holds its lock."""
-
-    def __init__(self) -> None:
-        self.num_inputs = 0
-        self.num_tokens = 0
-        self._turns: dict[Priority, Turns[Ticket]] = {priority: Turns() for priority in Priority}
-
-    def push(self, ticket: Ticket) -> None:
-        """Queue a ticket."""
-        self._turns[ticket.priority].push(ticket, ticket.caller, ticket.request)
-        self.num_inputs += 1
-        self.num_tokens += len(ticket.encoding)
+    def seconds_until(self, tokens: int, caller: str, priority: Priority, now: float) -> float:
+        """Estimate how long a new request of so many tokens would take; nothing where nothing waits."""
+        if not self.num_inputs:
+            return 0.0
+        lag = self._turns[priority].lag(caller, now)
+        before = self._backlogs[priority].before(caller, tokens + int(lag * self.rate / PACE))
+        if priority is Priority.BULK:
+            before += self._backlogs[Priority.INTERACTIVE].tokens
+        spread = PACE * tokens / self.rate if lag > BUSY_SECONDS else 0.0  # others will come before its later inputs
+        return (before + tokens) / self.rate + spread
 
     def has_room(self, inputs: int, tokens: int, capacity: Capacity) -> bool:
         """Tell whether so much more may wait; where nothing waits, any request may."""
         fits = self.num_tokens + tokens <= capacity.tokens and self.num_inputs + inputs <= capacity.inputs
         return fits or not self.num_inputs
 
-    def take_batch(self, budget: Budget) -> list[Ticket]:
+    def push(self, tickets: Sequence[Ticket], now: float) -> None:
+        """Queue a request's tickets, each due a little after the one before it."""
+        tokens = 0
+        for ticket in tickets:
+            ticket.stamp = now + PACE * tokens / self.rate
+            tokens += len(ticket.encoding)
+            self._push(ticket)
+
+    def _push(self, ticket: Ticket) -> None:
+        self._turns[ticket.priority].push(ticket, ticket.caller, ticket.stamp)
+        self._count(ticket, +1)
+
+    def take_batch(self, budget: Budget, now: float) -> list[Ticket]:
         """Pop tickets in turn, to the budget; the first always fits. Drop abandoned ones.
 
         One that does not fit is passed over by the next few that do and keeps its turn, so that it leads the next
@@ -121,26 +100,35 @@ class Waiting:
         batch: list[Ticket] = []
         passed_over: list[Ticket] = []
         longest = total = 0
-        while self and len(passed_over) < MAX_PASSED_OVER and not budget.is_full(len(batch), total):
-            ticket = self._next_turn().pop()
-            self.num_inputs -= 1
-            self.num_tokens -= len(ticket.encoding)
-            if ticket.abandoned:
-                continue
+        while len(passed_over) < MAX_PASSED_OVER and not budget.is_full(len(batch), total):
+            if (ticket := self._pop()) is None:
+                break
             size = len(ticket.encoding)
             if batch and not budget.fits(len(batch) + 1, max(longest, size), total + size):
                 passed_over.append(ticket)
                 continue
             batch.append(ticket)
             longest, total = max(longest, size), total + size
-        for ticket in reversed(passed_over):
-            self._turns[ticket.priority].put_back(ticket, ticket.caller, ticket.request)
-            self.num_inputs += 1
-            self.num_tokens += len(ticket.encoding)
+            self._turns[ticket.priority].charge(ticket.caller, ticket.stamp, size / self.rate, now)
+        for ticket in passed_over:
+            self._push(ticket)
         return batch
 
-    def _next_turn(self) -> Turns[Ticket]:
-        return next(turns for turns in self._turns.values() if turns)
+    def _pop(self) -> Ticket | None:
+        """Take the ticket that is due next."""
+        for turns in self._turns.values():
+            while ticket := turns.pop():
+                self.forget(ticket)
+                if not ticket.abandoned:
+                    return ticket
+        return None
 
-    def __bool__(self) -> bool:
-        return any(self._turns.values())
+    def forget(self, ticket: Ticket) -> None:
+        """Count a ticket no longer that nobody waits for; a lane that comes upon it drops it."""
+        if ticket.is_waiting:
+            self._count(ticket, -1)
+
+    def _count(self, ticket: Ticket, sign: int) -> None:
+        ticket.is_waiting = sign > 0
+        self.num_inputs += sign
+        self._backlogs[ticket.priority].add(ticket.caller, ticket.request, sign * len(ticket.encoding))

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 
+import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from quiver.types import FileProgress, Timings
+
+log = structlog.get_logger(__name__)
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _TOKENS = (8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 4096, 16384)
@@ -37,7 +40,15 @@ class Observer:
             "quiver_forward_seconds", "Time of a forward pass.", ("model",), buckets=_SECONDS, registry=registry
         )
         self._failed = Counter(
-            "quiver_failed_inputs", "Inputs the model could not compute.", ("model",), registry=registry
+            "quiver_failed_inputs", "Inputs the model could not compute.", ("model", "error"), registry=registry
+        )
+        self._deaths = Counter("quiver_lane_deaths", "Lanes that ended by a fault.", ("model",), registry=registry)
+        self._refusals = Counter(
+            "quiver_refused_requests", "Requests refused before their body was read.", ("error",), registry=registry
+        )
+        self._refusal_of: dict[str, Counter] = {}
+        self._lag = Histogram(
+            "quiver_loop_lag_seconds", "How late the event loop comes to a timer.", buckets=_SECONDS, registry=registry
         )
         self._downloaded = Gauge(
             "quiver_download_bytes", "Bytes fetched of a model's file.", ("model", "file"), registry=registry
@@ -67,9 +78,24 @@ class Observer:
         self._batch_tokens.labels(model).observe(tokens)
         self._forward.labels(model).observe(seconds)
 
-    def input_failed(self, model: str) -> None:
-        """Count an input that the model could not compute."""
-        self._failed.labels(model).inc()
+    def input_failed(self, model: str, error: str) -> None:
+        """Count an input that the model could not compute; `error` is the code of an error."""
+        self._failed.labels(model, error).inc()
+
+    def lane_died(self, model: str, why: str) -> None:
+        """Count a lane that ended by a fault, and log it."""
+        self._deaths.labels(model).inc()
+        log.error("a lane died", model=model, why=why)
+
+    def request_refused(self, error: str) -> None:
+        """Count a request that was refused before its body was read; costs a microsecond."""
+        if error not in self._refusal_of:
+            self._refusal_of[error] = self._refusals.labels(error)
+        self._refusal_of[error].inc()
+
+    def loop_lagged(self, seconds: float) -> None:
+        """Note how late the event loop was."""
+        self._lag.observe(seconds)
 
     def model_loaded(self, model: str, *, batch_invariant: bool, waiting_tokens: Callable[[], float]) -> None:
         """Begin to watch a model's queue."""

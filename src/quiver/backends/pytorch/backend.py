@@ -44,7 +44,7 @@ class TorchBackend:
         except torch.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)  # they hold what was computed so far
             torch.cuda.empty_cache()
-            raise
+            raise MemoryError(f"no memory on the device for {len(batch.ids)} tokens") from error
 
     def _compute(self, inputs: Inputs) -> Tensor:
         if self._tail is None:

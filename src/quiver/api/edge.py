@@ -1,0 +1,125 @@
+"""The outermost layer: refuses, with ready-made bytes, what cannot be let in now.
+
+Under overload most requests end here. Each costs less than a hundredth of one that is served, so that those that are
+let in keep their time.
+"""
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import unquote
+
+from quiver.admission import Admission
+from quiver.api.call import PATIENCE, Dialect, Reply, Route, patience, refuse
+from quiver.api.router import Router
+from quiver.config import ServerConfig
+from quiver.errors import Overloaded, QuiverError, TooSlow
+from quiver.telemetry.observer import Observer
+from quiver.types import Caller
+
+MAX_KNOWN = 1024
+"""Most URLs, and most responses, that are remembered."""
+_PATIENCE = tuple((name.encode(), name) for name in PATIENCE)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A response as it goes over the wire, and whether the connection ends with it."""
+
+    wire: bytes
+    closes: bool
+
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""As they came, their names in lower case."""
+
+
+class Edge:
+    """Knows which API a request is made in by its path alone, and writes refusals in that API's shape."""
+
+    def __init__(
+        self,
+        router: Router,
+        admission: Admission,
+        observer: Observer,
+        config: ServerConfig,
+    ) -> None:
+        self.admission = admission
+        self._router = router
+        self._observer = observer
+        self._timeout_seconds = config.timeout_seconds
+        self._cors_origins = frozenset(config.cors_origins)
+        self._url_prefix = config.url_prefix
+        self._known: dict[tuple[str, bytes], tuple[Dialect, Route | None]] = {}
+        self._ready_made: dict[tuple[Callable[[int, QuiverError], bytes], QuiverError], tuple[bytes, bytes]] = {}
+
+    def refusal(self, method: str, url: bytes, headers: Headers, peer: str) -> Refusal | None:
+        """Return the response to a request that cannot be let in now, or None for one that can."""
+        dialect, route = self._peek(method, url)
+        if route is None or route.public or method != "POST":
+            return None
+        given = dict(headers)
+        said = {name: given[wire].decode("latin-1") for wire, name in _PATIENCE if wire in given}
+        deadline = time.monotonic() + patience(said, self._timeout_seconds)
+        error = self.admission.refusal(_length(given), Caller(peer, deadline), is_queued=route.is_queued)
+        return None if error is None else self._written(dialect, error, given)
+
+    def _peek(self, method: str, url: bytes) -> tuple[Dialect, Route | None]:
+        """Look a URL up; what has been looked up before is remembered, up to a number."""
+        if (found := self._known.get((method, url))) is None:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            path = unquote(url.partition(b"?")[0].decode("latin-1"))
+            found = self._known[method, url] = self._router.peek(method, path_below(self._url_prefix, path))
+        return found
+
+    def late(self, url: bytes) -> Refusal:
+        """Return the response to a request that did not come whole in time."""
+        dialect, _ = self._peek("POST", url)
+        return self._written(dialect, TooSlow("the request did not come in time: send it faster"), {})
+
+    def broken(self, error: QuiverError) -> Refusal:
+        """Return the response to what could not be read as a request."""
+        return self._written(self._router.owner(""), error, {})
+
+    def _written(self, dialect: Dialect, error: QuiverError, given: Mapping[bytes, bytes]) -> Refusal:
+        self._observer.request_refused(error.code)
+        closes = not isinstance(error, Overloaded)  # whoever comes back soon should find the door open
+        key = (dialect.render_error, error)
+        if key not in self._ready_made:
+            if len(self._ready_made) >= MAX_KNOWN:
+                self._ready_made.clear()
+            self._ready_made[key] = _wire(refuse(dialect, error), closes=closes)
+        head, body = self._ready_made[key]
+        request_id, origin = random.getrandbits(128), self._allowed_origin(given)
+        return Refusal(b"%bx-request-id: req_%032x\r\n%b\r\n%b" % (head, request_id, origin, body), closes)
+
+    def _allowed_origin(self, given: Mapping[bytes, bytes]) -> bytes:
+        """Let a page in a browser read why it is refused, where it may call at all."""
+        origin = given.get(b"origin")
+        if origin is None or not self._cors_origins & {"*", origin.decode("latin-1")}:
+            return b""
+        return b"access-control-allow-origin: %b\r\nvary: origin\r\n" % origin
+
+
+def path_below(prefix: str, path: str) -> str:
+    """Leave out what may stand before every route."""
+    prefix = prefix.rstrip("/")
+    return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
+
+
+def _length(given: Mapping[bytes, bytes]) -> int:
+    length = given.get(b"content-length", b"0")
+    return int(length) if length.isdigit() else 0
+
+
+def _wire(reply: Reply, *, closes: bool) -> tuple[bytes, bytes]:
+    """Return a response's head, without the empty line that ends it, and its body."""
+    headers = {"content-type": reply.media_type, "content-length": str(len(reply.body)), **reply.headers}
+    if closes:
+        headers["connection"] = "close"
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    phrase = HTTPStatus(reply.status).phrase
+    return f"HTTP/1.1 {reply.status} {phrase}\r\n{lines}".encode("latin-1"), reply.body
