@@ -24,6 +24,7 @@ LAYERS = (
     ("quiver.cli",),
     ("quiver.bench", "quiver.progress"),
     ("quiver.app",),
+    ("quiver.stores",),
     ("quiver.api.http", "quiver.api.openapi", "quiver.api.health"),
     ("quiver.api.connection",),
     ("quiver.api.edge",),
@@ -50,8 +51,9 @@ LAYERS = (
     ("quiver.telemetry",),
     ("quiver.config",),
     ("quiver.spool",),
-    ("quiver.accounts", "quiver.keys", "quiver.remote"),
-    ("quiver.types", "quiver.errors", "quiver.memory"),
+    ("quiver.keys", "quiver.remote", "quiver.types"),
+    ("quiver.accounts",),
+    ("quiver.errors", "quiver.memory"),
     ("quiver", "quiver.engine"),  # nothing but a docstring and the version
 )
 """Imports only point down; a name stands for everything below it that is not named itself."""

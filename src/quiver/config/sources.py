@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from quiver.config.fields import FIELDS, SWITCH, Field, sections
-from quiver.config.tree import ANY, PER_MODEL, Config, Secret
+from quiver.config.setting import Secret
+from quiver.config.tree import ANY, PER_MODEL, Config
 from quiver.errors import ConfigError
 
 PRESETS = Path(__file__).parent.parent / "presets"
@@ -152,6 +153,9 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "drain_delay_seconds": (lambda value: value >= 0, "0 or more"),
     "max_model_bytes": (lambda value: value >= 0, "0 or more"),
     "model": (lambda value: len(value) > 0, "at least one model"),
+    "cache_entries": (lambda value: value >= 0, "0 or more"),
+    "cache_bytes": (lambda value: value >= 0, "0 or more"),
+    "cache_ttl_seconds": (lambda value: value > 0, "more than 0"),
 }
 
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from quiver.errors import DeadlineExceeded
 from quiver.remote import CALL_SECONDS, Client, Remote, RemoteDown
+from quiver.telemetry.observer import Figure
 from quiver.types import Encoding, Floats
 
 Compute = Callable[[Sequence[int]], Awaitable[Sequence[Floats]]]
@@ -223,6 +224,19 @@ class Cache:
             except TimeoutError as error:
                 raise DeadlineExceeded(f"not answered within {timeout_seconds:g} s") from error
         return Found([result for result in search.found if result is not None], search.cached)
+
+    def figures(self) -> Sequence[Figure]:
+        """Tell what became of the inputs that were looked up, and how much is kept."""
+        counts = self.counts
+        hits = {"memory": counts.memory_hits, "redis": counts.remote_hits, "flight": counts.joined}
+        lost = {"damaged": counts.damaged, "dropped": counts.dropped}
+        return (
+            Figure("quiver_cache_hits", "Inputs whose results were known.", hits, "where", counted=True),
+            Figure("quiver_cache_misses", "Inputs that were computed.", {"": counts.misses}, counted=True),
+            Figure("quiver_cache_lost", "Results that Redis has damaged or not taken.", lost, "how", counted=True),
+            Figure("quiver_cache_entries", "Results in memory.", {"": len(self.memory)}),
+            Figure("quiver_cache_bytes", "Bytes of results in memory.", {"": self.memory.num_bytes}),
+        )
 
     async def close(self) -> None:
         """Write what is left, if that is soon done."""

@@ -1,9 +1,12 @@
 """The one object that the layers report to; the only file that knows prometheus."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from quiver.types import FileProgress, Timings
 
@@ -12,6 +15,33 @@ log = structlog.get_logger(__name__)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _TOKENS = (8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 4096, 16384)
 _INPUTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number that someone else keeps, for each value of a label if there is one; what counts up is `counted`."""
+
+    name: str
+    help: str
+    values: Mapping[str, float]
+    label: str = ""
+    counted: bool = False
+
+
+class _Watched(Collector):
+    """Reads figures when they are asked for: counting costs nothing on the way."""
+
+    def __init__(self, read: Callable[[], Sequence[Figure]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        """Write them as Prometheus has them."""
+        for figure in self._read():
+            family = CounterMetricFamily if figure.counted else GaugeMetricFamily
+            metric = family(figure.name, figure.help, labels=[figure.label] if figure.label else [])
+            for value, number in figure.values.items():
+                metric.add_metric([value] if figure.label else [], number)
+            yield metric
 
 
 class Observer:
@@ -110,6 +140,10 @@ class Observer:
     def download_progressed(self, model: str, progress: FileProgress) -> None:
         """Note how far a file is."""
         self._downloaded.labels(model, progress.file).set(progress.done_bytes)
+
+    def watch(self, read: Callable[[], Sequence[Figure]]) -> None:
+        """Show figures that someone else keeps."""
+        self._registry.register(_Watched(read))
 
     def exposition(self) -> bytes:
         """Return every metric in Prometheus's text format."""
