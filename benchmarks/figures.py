@@ -65,7 +65,8 @@ def main() -> None:
 def server() -> Iterator[tuple[psutil.Process, str, float]]:
     """Run a server of the defaults; yields its process, its API and the seconds until it was ready."""
     port, start = free_port(), time.perf_counter()
-    child = subprocess.Popen([sys.executable, "-m", "quiver", "serve", "--port", str(port)], stderr=subprocess.DEVNULL)  # noqa: S603
+    command = (sys.executable, "-m", "quiver", "serve", "--port", str(port), "--cache-entries", "0")
+    child = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # noqa: S603  our own command
     try:
         while not is_ready(f"http://127.0.0.1:{port}/health/ready"):
             time.sleep(0.02)

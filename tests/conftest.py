@@ -14,7 +14,7 @@ from fakes import LentBackend, hash_model
 from quiver import app
 from quiver.api.http import HttpServer
 from quiver.app import App
-from quiver.config import Config, Dtype, ModelsConfig, ModelSettings
+from quiver.config import CacheConfig, Config, Dtype, ModelsConfig, ModelSettings
 from quiver.engine import model as loading
 from quiver.engine.model import Model, WarmUp
 from quiver.engine.openai_ids import OpenAIIds
@@ -25,6 +25,7 @@ from quiver.models.files import ModelFiles
 from quiver.telemetry.observer import Tracer
 from quiver.types import Caller, EmbedRequest
 
+UNCACHED = CacheConfig(cache_entries=0)
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -63,12 +64,15 @@ async def assembled(
 ) -> AsyncIterator[App]:
     """Put a server's parts together around one model, without a listener.
 
-    `models` are settings of that section, `sections` whole sections of the configuration.
+    `models` are settings of that section, `sections` whole sections of the configuration. Without a section of its own
+    the cache is off: most tests ask what is computed.
     """
     model = model or hash_model()
-    config = Config(**sections, models=ModelsConfig(**{"model": (model.spec.id,), **(models or {})}))
+    config = Config(
+        **{"cache": UNCACHED, **sections}, models=ModelsConfig(**{"model": (model.spec.id,), **(models or {})})
+    )
     parts = app.build(config, openai_ids, tracer)
-    async with parts.engine, parts.service.jobs:
+    async with parts.stores, parts.engine, parts.service.jobs:
         parts.engine.replicas.add(model.spec.id, model, WarmUp())
         yield parts
 

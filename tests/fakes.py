@@ -44,6 +44,21 @@ def hash_vector(ids: Sequence[int]) -> Floats:
     return vector / np.sqrt((vector * vector).sum(keepdims=True))
 
 
+class FakeClock:
+    """A clock that stands still until it is told how late it is."""
+
+    def __init__(self, seconds: float = 1000.0) -> None:
+        self.seconds = seconds
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.seconds
+
+    def pass_by(self, seconds: float) -> None:
+        """Let time pass."""
+        self.seconds += seconds
+
+
 class HashBackend:
     """A backend whose vector is a hash of the input's ids; `before` is called with each batch."""
 

@@ -156,4 +156,4 @@ def test_company_that_shows_would_be_caught(minilm):
             return hidden
 
     blurred = Model(minilm.spec, minilm.dtype, minilm.tokenizer, Blurred(minilm.backend))
-    assert not blurred.warm_up()
+    assert not blurred.warm_up().batch_invariant

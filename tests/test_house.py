@@ -24,6 +24,7 @@ LAYERS = (
     ("quiver.cli",),
     ("quiver.bench", "quiver.progress"),
     ("quiver.app",),
+    ("quiver.stores",),
     ("quiver.api.http", "quiver.api.openapi", "quiver.api.health"),
     ("quiver.api.connection",),
     ("quiver.api.edge",),
@@ -35,26 +36,38 @@ LAYERS = (
     ("quiver.api.call",),
     ("quiver.service", "quiver.admission"),
     ("quiver.gate", "quiver.jobs", "quiver.engine.engine"),
+    ("quiver.keyring", "quiver.metering", "quiver.limits"),
     ("quiver.engine.ranking",),
     ("quiver.engine.runner",),
     ("quiver.engine.replicas", "quiver.engine.probe", "quiver.engine.encoders"),
     ("quiver.engine.statuses", "quiver.engine.threads"),
     ("quiver.engine.model",),
     ("quiver.engine.scheduler", "quiver.engine.tokenizer", "quiver.engine.outputs", "quiver.engine.openai_ids"),
-    ("quiver.engine.attempts", "quiver.engine.watchdog"),
+    ("quiver.engine.cache", "quiver.engine.attempts", "quiver.engine.watchdog"),
     ("quiver.engine.waiting", "quiver.engine.pooling", "quiver.engine.prompts", "quiver.engine.scoring"),
     ("quiver.engine.packing", "quiver.engine.backlog", "quiver.engine.turns"),
     ("quiver.backends",),
-    ("quiver.graphs", "quiver.models"),
+    ("quiver.graphs", "quiver.models", "quiver.db"),
     ("quiver.telemetry",),
     ("quiver.config",),
-    ("quiver.types", "quiver.errors", "quiver.memory"),
+    ("quiver.spool",),
+    ("quiver.keys", "quiver.remote", "quiver.types"),
+    ("quiver.accounts",),
+    ("quiver.errors", "quiver.memory"),
     ("quiver", "quiver.engine"),  # nothing but a docstring and the version
 )
 """Imports only point down; a name stands for everything below it that is not named itself."""
 
 ONE_THING = frozenset(
-    {"quiver.bench", "quiver.backends", "quiver.config", "quiver.graphs", "quiver.models", "quiver.telemetry"}
+    {
+        "quiver.bench",
+        "quiver.backends",
+        "quiver.config",
+        "quiver.db",
+        "quiver.graphs",
+        "quiver.models",
+        "quiver.telemetry",
+    }
 )
 """Packages whose own files may import each other; elsewhere, those of one layer may not."""
 
@@ -76,6 +89,8 @@ A_DIALECT_SEES = frozenset(
 
 ANYWHERE = ("",)
 DOORS = {
+    "alembic": ("quiver/db/",),
+    "bcrypt": ("quiver/keys.py",),
     "ctranslate2": ("quiver/backends/ct2.py",),
     "httptools": (),
     "huggingface_hub": ("quiver/models/hub.py",),
@@ -89,13 +104,16 @@ DOORS = {
     "platformdirs": ("quiver/config/",),
     "prometheus_client": ("quiver/telemetry/",),
     "rich": ("quiver/bench/", "quiver/cli.py", "quiver/progress.py"),
+    "redis": ("quiver/remote.py",),
     "safetensors": ("quiver/models/weights.py",),
+    "sqlalchemy": ("quiver/db/",),
     "starlette": ("quiver/api/http.py",),
     "structlog": (
         "quiver/telemetry/",
         "quiver/api/dispatch.py",
         "quiver/app.py",
         "quiver/jobs.py",
+        "quiver/metering.py",
         "quiver/progress.py",
     ),
     "torch": ("quiver/backends/pytorch/",),
@@ -410,7 +428,7 @@ def test_every_error_has_a_status(error):
     if issubclass(error, SetupError):
         return
     assert any(cls in STATUSES for cls in error.__mro__)
-    statuses = {Refused: (*range(400, 429), 431), Unavailable: (429, 503, 504), EngineError: (500, 503)}
+    statuses = {Refused: (*range(400, 429), 431), Unavailable: (409, 429, 503, 504), EngineError: (500, 503)}
     kind = next(kind for kind in statuses if issubclass(error, kind))
     assert status_of(error.__new__(error)) in statuses[kind]
 

@@ -22,6 +22,7 @@ from quiver.api.openai import OPENAI
 from quiver.api.openapi import docs_routes
 from quiver.cli import cli
 from quiver.config import Alias, Field
+from quiver.engine.cache import Cache, Keys, Memory
 from quiver.errors import QuiverError, SetupError
 from quiver.models.catalogue import Catalogue, ModelSpec
 from quiver.telemetry.observer import Observer
@@ -182,7 +183,9 @@ def _path(dialect: Dialect, route: Route) -> str:
 
 def metrics_table() -> str:
     """List the metrics that are Quiver's own."""
-    text = Observer().exposition().decode()
+    observer = Observer()
+    observer.watch(Cache(Keys(b""), Memory()).figures)
+    text = observer.exposition().decode()
     kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
     helps = re.findall(r"^# HELP (quiver_\w+) (.+)$", text, re.MULTILINE)
     return table(["metric", "type", "meaning"], ([code([name]), kinds[name], about] for name, about in helps))

@@ -37,13 +37,15 @@ from quiver.api.tei import TEI
 from quiver.api.voyage import VOYAGE
 from quiver.config import Config
 from quiver.engine import openai_ids
-from quiver.engine.engine import Engine
+from quiver.engine.engine import Aids, Engine
+from quiver.engine.runner import Known
 from quiver.engine.watchdog import Watchdog
 from quiver.errors import EngineError, QuiverError, Refused, SetupError
 from quiver.gate import Gate
 from quiver.models.catalogue import Catalogue
 from quiver.models.hub import Progress
 from quiver.service import Service
+from quiver.stores import Stores
 from quiver.telemetry import tracing
 from quiver.telemetry.observer import Observer, Tracer
 from quiver.types import ModelState
@@ -83,6 +85,7 @@ class App:
 
     config: Config
     watchdog: Watchdog
+    stores: Stores
     engine: Engine
     service: Service
     admission: Admission
@@ -95,15 +98,19 @@ def build(config: Config, ids: openai_ids.OpenAIIds | None = None, tracer: Trace
     observer, limits = Observer(tracer), config.server
     observer.watch_tasks(lambda: len(asyncio.all_tasks()))
     watchdog = Watchdog(stall_seconds=config.engine.stall_seconds, loop_stalled=_abort, loop_lag=observer.loop_lagged)
-    ids = ids or openai_ids.configured(config.engine)
-    engine = Engine(config.models, config.engine, Catalogue.load(), observer, watchdog, ids)
+    stores = Stores(config.cache, config.models.data_dir)
+    known = Known(stores.cache, config.cache.cache_scope) if stores.cache else None
+    if stores.cache:
+        observer.watch(stores.cache.figures)
+    aids = Aids(ids or openai_ids.configured(config.engine), known)
+    engine = Engine(config.models, config.engine, Catalogue.load(), observer, watchdog, aids)
     service = Service(engine, observer)
     router = Router((*DIALECTS, docs_routes(DIALECTS, OPENAI)), SHARED, limits.root_dialects, widened)
     gate = Gate(limits.api_key)
     admission = Admission(limits, engine, max_wait_seconds=config.engine.max_wait_seconds)
     api = Api(router, service, gate, observer, admission, timeout_seconds=limits.timeout_seconds)
     edge = Edge(router, admission, observer, limits)
-    return App(config, watchdog, engine, service, admission, api, edge)
+    return App(config, watchdog, stores, engine, service, admission, api, edge)
 
 
 async def serve(config: Config, progress: Progress) -> None:
@@ -121,7 +128,7 @@ async def run(app: App, load: Callable[[], Coroutine[Any, Any, None]]) -> None:
     stopping = asyncio.Event()
     _on_signals(stopping, server)
     log.info("listening", url=server.url, docs=f"{server.url}/docs")
-    async with app.watchdog, app.engine, app.service.jobs:
+    async with app.watchdog, app.stores, app.engine, app.service.jobs:
         serving = asyncio.create_task(server.run_until_stopped())
         keeping_house = asyncio.create_task(_keep_house(app))
         try:

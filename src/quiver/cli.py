@@ -247,6 +247,7 @@ def _server_arguments(settings: Config) -> tuple[str, ...]:
     """Give a server that the bench starts the settings that the bench itself was given."""
     given = {name: getattr(settings.engine, name) for name in ("lanes", "batch_tokens")}
     given |= {"model": settings.models.model[0], "dtype": settings.models.settings_of(settings.models.model[0]).dtype}
+    given |= {"cache_entries": 0, "redis_url": ""}  # what is known costs nothing, and tells nothing
     return tuple(part for name, value in given.items() for part in (config.FIELDS[name].flag, str(value)))
 
 

@@ -11,7 +11,10 @@
     │   ├── UnknownJob
     │   ├── UnknownRoute
     │   ├── WrongMethod
+    │   ├── UnknownAccount         no user, tier or key of that name
     │   ├── Unauthorized
+    │   ├── Forbidden              the key is good, but not for this
+    │   ├── KeyReused              an idempotency key came back with another request
     │   ├── BodyTooLarge
     │   ├── HeadersTooLarge
     │   ├── TooSlow                the client did not send its request in time
@@ -21,6 +24,11 @@
     │   ├── NotReady               models are still loading
     │   ├── LoadFailed             a model that is loaded on first use could not be
     │   ├── Overloaded             admission said no
+    │   ├── RateLimited            this caller asks too often
+    │   ├── InsufficientQuota      this caller's month is used up
+    │   ├── StillRunning           the same request is being answered already
+    │   ├── DatabaseDown           the database does not answer
+    │   ├── AuthUnavailable        whether a key is good cannot be found out now
     │   ├── DeadlineExceeded       the answer would come too late
     │   ├── OutOfMemory            not even this input alone fits now
     │   └── Closed                 the server is stopping
@@ -32,6 +40,7 @@
     └── SetupError                 the operator can mend it; the server does not start
         ├── ConfigError
         ├── MissingExtra
+        ├── DatabaseError          the database is out of reach, or of a newer version
         └── LoadError              a model's file is missing, corrupt, or not understood
 
 `code` is a stable word for programs, the text is for people.
@@ -119,6 +128,24 @@ class Unauthorized(Refused):
     code = "invalid_api_key"
 
 
+class UnknownAccount(Refused):
+    """There is no user, tier or key of that name."""
+
+    code = "account_not_found"
+
+
+class Forbidden(Refused):
+    """The key is good, but not for this."""
+
+    code = "insufficient_permissions"
+
+
+class KeyReused(Refused):
+    """An idempotency key came back with another request."""
+
+    code = "idempotency_key_reused"
+
+
 class BodyTooLarge(Refused):
     """The body has more bytes than the server takes."""
 
@@ -180,6 +207,44 @@ class Overloaded(Unavailable):
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
         self.model = model
+
+
+class RateLimited(Unavailable):
+    """This caller asks more often than it may."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class InsufficientQuota(Unavailable):
+    """What this caller may have in a month is used up."""
+
+    code = "insufficient_quota"
+
+    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class StillRunning(Unavailable):
+    """A request with the same idempotency key is being answered already."""
+
+    code = "idempotency_key_in_use"
+
+
+class DatabaseDown(Unavailable):
+    """The database does not answer, or not in time."""
+
+    code = "database_unavailable"
+
+
+class AuthUnavailable(Unavailable):
+    """Whether a key is good cannot be found out now: it is not refused for that."""
+
+    code = "auth_unavailable"
 
 
 class DeadlineExceeded(Unavailable):
@@ -244,6 +309,10 @@ class MissingExtra(SetupError):
 
     def __init__(self, extra: str, used_for: str) -> None:
         super().__init__(f"{used_for} needs an optional package: pip install 'quiver[{extra}]'")
+
+
+class DatabaseError(SetupError):
+    """The database cannot be used: names it, without its password, and says why."""
 
 
 class LoadError(SetupError):

@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from quiver.accounts import ApiKey
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -61,6 +63,13 @@ class Caller:
     id: str
     deadline: float = math.inf
     """When nobody waits for the answer any more, by the monotonic clock."""
+    key: ApiKey | None = None
+    """The key of an account that was shown, if calls need one."""
+
+    @property
+    def account(self) -> str:
+        """Name the user whose key it is; nobody's is empty."""
+        return f"user {self.key.user.id}" if self.key else ""
 
     def seconds_left(self) -> float:
         """Return how long an answer is of use."""
@@ -177,6 +186,8 @@ class Usage:
     truncated: tuple[int, ...] = ()
     """The inputs that were cut, by their index."""
     timings: Timings = field(default_factory=Timings)
+    cached: tuple[int, ...] = ()
+    """The inputs whose results were known before, by their index."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ async def embed(service: Service, call: Call) -> Reply:
         "embedding": embeddings.vectors[0],
         "model": _bare(status.id),
         "tokens": usage.num_tokens - status.num_special_tokens,
-        "cached": False,
+        "cached": bool(usage.cached),
         "latency_ms": round(usage.timings.total * 1000, 3),
     }
     return Reply(200, write_object(fields), timings=usage.timings)

@@ -2,12 +2,13 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 
 from quiver import app
 from quiver.backends.sessions import cores
 from quiver.bench.limit import Embed, Limits, ModelShape
 from quiver.bench.workload import exact_texts
-from quiver.config import Config
+from quiver.config import CacheConfig, Config
 from quiver.engine import tokenizer
 from quiver.models.catalogue import Catalogue
 from quiver.models.hub import Found, resolve
@@ -42,6 +43,7 @@ def _found(settings: Config) -> Found:
 
 @contextlib.asynccontextmanager
 async def _direct(settings: Config) -> AsyncIterator[Embed]:
+    settings = replace(settings, cache=CacheConfig(cache_entries=0))  # what is known costs nothing, and tells nothing
     async with app.build(settings).engine as engine:
         await engine.load(lambda *_: None)
 

@@ -7,7 +7,9 @@ environment and `--port` on the command line; its help text is the text of `--he
 Beside these stand the names that other systems give it (`tree.py` lists them with the field). An unknown key is an error that names the nearest valid one.
 """
 
+from quiver.config.cache import CacheConfig, Scope
 from quiver.config.fields import FIELDS, SWITCH, Alias, Field, in_our_words
+from quiver.config.setting import Secret
 from quiver.config.sources import PRESETS, RESERVED_ENV, describe, load
 from quiver.config.tree import (
     ANY,
@@ -19,7 +21,6 @@ from quiver.config.tree import (
     ModelsConfig,
     ModelSettings,
     PoolingName,
-    Secret,
     ServerConfig,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "SWITCH",
     "Alias",
     "BackendName",
+    "CacheConfig",
     "Config",
     "Dtype",
     "EngineConfig",
@@ -39,6 +41,7 @@ __all__ = [
     "ModelSettings",
     "ModelsConfig",
     "PoolingName",
+    "Scope",
     "Secret",
     "ServerConfig",
     "describe",

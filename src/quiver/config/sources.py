@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from quiver.config.fields import FIELDS, SWITCH, Field, sections
-from quiver.config.tree import ANY, PER_MODEL, Config, Secret
+from quiver.config.setting import Secret
+from quiver.config.tree import ANY, PER_MODEL, Config
 from quiver.errors import ConfigError
 
 PRESETS = Path(__file__).parent.parent / "presets"
@@ -157,6 +158,9 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "an address such as http://localhost:4317",
     ),
     "otlp_sample_ratio": (lambda value: 0 <= value <= 1, "0 to 1"),
+    "cache_entries": (lambda value: value >= 0, "0 or more"),
+    "cache_bytes": (lambda value: value >= 0, "0 or more"),
+    "cache_ttl_seconds": (lambda value: value > 0, "more than 0"),
 }
 
 

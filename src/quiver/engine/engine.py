@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -15,7 +16,7 @@ from quiver.engine.probe import Probe
 from quiver.engine.prompts import choose_prompt
 from quiver.engine.ranking import score
 from quiver.engine.replicas import Replica, Replicas
-from quiver.engine.runner import Form, Runner
+from quiver.engine.runner import Form, Known, Runner
 from quiver.engine.scoring import best, cosines, probabilities
 from quiver.engine.watchdog import Watchdog
 from quiver.errors import EngineError, InvalidInput, NotReady, Stalled, WrongKind
@@ -54,6 +55,15 @@ _INSTEAD: dict[Kind, str] = {
 """What to do with a model that was asked for something else."""
 
 
+@dataclass(frozen=True, slots=True)
+class Aids:
+    """What may stand beside the models."""
+
+    openai_ids: OpenAIIds = field(default_factory=OpenAIIds)
+    known: Known | None = None
+    """Results that were computed before."""
+
+
 class Engine:
     """Every verb for every model. Made on the event loop; `load` it, then ask; `close` it at the end."""
 
@@ -64,12 +74,13 @@ class Engine:
         catalogue: Catalogue,
         observer: Observer,
         watchdog: Watchdog,
-        openai_ids: OpenAIIds | None = None,
+        aids: Aids | None = None,
     ) -> None:
+        aids = aids or Aids()
         self._default_prompt = models_config.default_prompt
-        self._openai_ids = openai_ids or OpenAIIds()
+        self._openai_ids = aids.openai_ids
         self._watchdog = watchdog
-        self._runner = Runner(config, observer, watchdog)
+        self._runner = Runner(config, observer, watchdog, aids.known)
         self.replicas = Replicas(models_config, config, catalogue, observer, watchdog)
         self._probe = Probe()
         self.limits = self._runner.limits

@@ -1,5 +1,6 @@
 """One loaded model: encodings in, results out. Holds no queue and knows no caller."""
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class WarmUp:
     """This machine gives the same bits alone and packed."""
     tokens_per_second: float = FIRST_RATE
     """Speed of a forward pass of the largest batch."""
+    fingerprint: str = ""
+    """Of the bits that it gives for some inputs: other weights, or another machine's arithmetic, give others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,9 @@ class Model:
         """
         try:
             rate = self._compute_largest()
-            return WarmUp(self._is_batch_invariant(), rate)
+            probes = self._probes()
+            alone = [self.compute([probe])[0] for probe in probes]
+            return WarmUp(self._is_batch_invariant(probes, alone), rate, _fingerprint(alone))
         except Exception as error:
             raise LoadError(f"{self.spec.id} is loaded but cannot compute: {error}") from error
 
@@ -97,11 +102,13 @@ class Model:
         self.compute(largest)
         return length * len(largest) / (time.perf_counter() - start)
 
-    def _is_batch_invariant(self) -> bool:
+    def _probes(self) -> list[Encoding]:
         rng = np.random.default_rng(0)
         lengths = [min(length, self.spec.max_tokens) for length in _PROBE_LENGTHS]
-        probes = [Encoding(rng.integers(0, self.backend.vocab_size, n)) for n in lengths]
-        alone = [self.compute([probe])[0] for probe in probes]
+        return [Encoding(rng.integers(0, self.backend.vocab_size, n)) for n in lengths]
+
+    def _is_batch_invariant(self, probes: Sequence[Encoding], alone: Sequence[Floats]) -> bool:
+        rng = np.random.default_rng(0)
         orders = (np.arange(len(probes)), np.arange(len(probes))[::-1], rng.permutation(len(probes)))
         return all(
             np.array_equal(result, alone[i])
@@ -122,6 +129,13 @@ class Model:
                 f"{self.spec.id} computes {np.round(found, 4).tolist()} for {golden.text!r}, but its true weights give "
                 f"{list(golden.first)}: its files are damaged or another model's (self_test=false loads it all the same)"
             )
+
+
+def _fingerprint(results: Sequence[Floats]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for result in results:
+        digest.update(np.ascontiguousarray(result, np.float32).tobytes())
+    return digest.hexdigest()
 
 
 def _are_finite(results: Sequence[Floats]) -> bool:

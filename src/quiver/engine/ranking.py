@@ -71,4 +71,4 @@ async def _run_roles(
 def _together(query: Usage, documents: Usage) -> Usage:
     """Add up what two parts of a request, computed side by side, were worth; documents count from 0."""
     longest = max(query.timings, documents.timings, key=lambda timings: timings.total)
-    return Usage(query.num_tokens + documents.num_tokens, documents.truncated, longest)
+    return Usage(query.num_tokens + documents.num_tokens, documents.truncated, longest, documents.cached)

@@ -54,6 +54,8 @@ class Replica:
     num_bytes: int
     pinned: bool
     """It was configured, so it never gives way."""
+    fingerprint: str = ""
+    """Of what it computes."""
     unused: asyncio.Event = field(default_factory=asyncio.Event)
     num_users: int = 0
     last_used: float = 0.0
@@ -286,7 +288,7 @@ class Replicas:
             watchdog=self._watchdog,
         )
         scheduler.fault.add_done_callback(self._on_fault)
-        replica = Replica(model, scheduler, settings, num_bytes, pinned)
+        replica = Replica(model, scheduler, settings, num_bytes, pinned, warm_up.fingerprint)
         replica.unused.set()
         self._replicas[name] = replica
         for alias in (name, spec.id, *spec.aliases):

@@ -8,14 +8,15 @@ from functools import partial
 import numpy as np
 
 from quiver.backends.sessions import cores
-from quiver.config import EngineConfig
+from quiver.config import EngineConfig, Scope
+from quiver.engine.cache import Cache, Origin
 from quiver.engine.encoders import Encoders
 from quiver.engine.pooling import pool
 from quiver.engine.replicas import Replica
 from quiver.engine.watchdog import Watchdog
 from quiver.errors import InvalidInput, TooManyInputs
 from quiver.telemetry.observer import Observer
-from quiver.types import Caller, Encoding, Floats, Input, Limits, ModelRequest, Pair, Timings, Usage
+from quiver.types import Caller, Encoding, Floats, Input, Limits, ModelRequest, Pair, Priority, Timings, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +43,46 @@ class Computed:
     usage: Usage
 
 
-class Runner:
-    """Has inputs encoded, hands them over to a replica's lanes, and keeps time."""
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Results that were computed before, and who shares them."""
 
-    def __init__(self, config: EngineConfig, observer: Observer, watchdog: Watchdog) -> None:
+    cache: Cache
+    scope: Scope = "auto"
+
+    def origin(self, replica: Replica, caller: Caller) -> Origin:
+        """Name all that a replica's results for a caller depend on, beside the inputs."""
+        spec = replica.model.spec
+        return Origin(
+            scope=_scope(self.scope, caller),
+            model=spec.id,
+            revision=f"{spec.revision} {replica.fingerprint}",
+            backend=replica.model.backend.name,
+            dtype=replica.model.dtype,
+            pooling=spec.pooling,
+            kind=spec.kind,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A result for each input, how long each waited for a lane, and which of them were known before."""
+
+    results: Sequence[Floats]
+    waits: Sequence[float]
+    """Of those that were computed, in seconds."""
+    cached: tuple[int, ...] = ()
+
+
+class Runner:
+    """Has inputs encoded, hands over to a replica's lanes those that are not known, and keeps time."""
+
+    def __init__(
+        self, config: EngineConfig, observer: Observer, watchdog: Watchdog, known: Known | None = None
+    ) -> None:
         self._config = config
         self._observer = observer
+        self._known = known
         self.encoders = Encoders(config.encoders or cores(), watchdog)
 
     @property
@@ -74,8 +109,11 @@ class Runner:
         encodings = await self._encode(replica, request, inputs, form)
         _check_tokens(encodings)
         encoded = time.perf_counter()
-        results, waits = await self._submit(replica, request, encodings, caller)
-        return Computed(results, encodings, self._usage(replica, encodings, start, encoded, waits))
+        if self._known:
+            given = await self._look_up(self._known, replica, request, encodings, caller)
+        else:
+            given = await self._submit(replica, request, encodings, caller)
+        return Computed(given.results, encodings, self._usage(replica, encodings, start, encoded, given))
 
     async def run_together(
         self, replica: Replica, request: ModelRequest, inputs: Sequence[Input], caller: Caller, form: Form
@@ -85,9 +123,10 @@ class Runner:
         tokenizer = replica.model.tokenizer
         whole, ends = tokenizer.join(await self._encode(replica, request, inputs, form))
         encoded = time.perf_counter()
-        (tokens,), waits = await self._submit(replica, request, [whole], caller)
+        given = await self._submit(replica, request, [whole], caller)
         spans = np.concatenate(([tokenizer.num_head], ends))
-        return pool(tokens[: ends[-1]], spans, "mean"), self._usage(replica, [whole], start, encoded, waits)
+        usage = self._usage(replica, [whole], start, encoded, given)
+        return pool(given.results[0][: ends[-1]], spans, "mean"), usage
 
     def check_count(self, count: int, field: str) -> None:
         """Refuse before any work what could only fail after it."""
@@ -115,35 +154,60 @@ class Runner:
             return [replace(e, per_token=form.per_token, unscaled=form.unscaled) for e in encodings]
         return encodings
 
+    async def _look_up(
+        self, known: Known, replica: Replica, request: ModelRequest, encodings: Sequence[Encoding], caller: Caller
+    ) -> _Given:
+        """Compute what is not known."""
+        waits: list[float] = []
+
+        async def compute(places: Sequence[int]) -> Sequence[Floats]:
+            given = await self._submit(replica, request, [encodings[i] for i in places], caller)
+            waits.extend(given.waits)
+            return given.results
+
+        keys = known.cache.keys.of(known.origin(replica, caller), encodings)
+        found = await known.cache.look_up(keys, compute, urgent=request.priority is Priority.INTERACTIVE)
+        cached = tuple(i for i, is_cached in enumerate(found.cached) if is_cached)
+        return _Given(found.results, waits, cached)
+
     async def _submit(
         self, replica: Replica, request: ModelRequest, encodings: Sequence[Encoding], caller: Caller
-    ) -> tuple[Sequence[Floats], Sequence[float]]:
-        """Return a result for each, and how long each waited for a lane."""
+    ) -> _Given:
+        """Compute all of them."""
         waits: list[float] = []
         results = await replica.scheduler.submit(
             encodings, caller=caller, priority=request.priority, note_waits=waits.extend
         )
-        return results, waits
+        return _Given(results, waits)
 
     def _usage(
-        self, replica: Replica, encodings: Sequence[Encoding], start: float, encoded: float, waits: Sequence[float]
+        self, replica: Replica, encodings: Sequence[Encoding], start: float, encoded: float, given: _Given
     ) -> Usage:
         end = time.perf_counter()
         timings = Timings(
             encode=encoded - start,
             compute=end - encoded,
             total=end - start,
-            queue=sum(waits) / max(1, len(waits)),
-            first=min(waits, default=0.0),
+            queue=sum(given.waits) / max(1, len(given.waits)),
+            first=min(given.waits, default=0.0),
             start=start,
         )
         usage = Usage(
             num_tokens=sum(map(len, encodings)),
             truncated=tuple(i for i, encoding in enumerate(encodings) if encoding.truncated),
             timings=timings,
+            cached=given.cached,
         )
-        self._observer.inputs_computed(replica.model.spec.id, len(encodings), usage.num_tokens, usage.timings)
+        num_read = usage.num_tokens - sum(len(encodings[i]) for i in given.cached)
+        self._observer.inputs_computed(replica.model.spec.id, len(encodings), num_read, usage.timings)
         return usage
+
+
+def _scope(scope: Scope, caller: Caller) -> str:
+    """Name who shares a caller's results; "" is everybody."""
+    if scope == "shared":
+        return ""
+    return caller.account or (f"caller {caller.id}" if scope == "caller" else "")
 
 
 def _check_tokens(encodings: Sequence[Encoding]) -> None:

@@ -1,13 +1,15 @@
 """The one object that the layers report to; the only file that knows prometheus."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from quiver.types import FileProgress, Timings
 
@@ -43,6 +45,33 @@ class Tracer(Protocol):
     def inputs_computed(self, model: str, inputs: int, tokens: int, timings: Timings) -> None:
         """Note what the request at hand computed."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number that someone else keeps, for each value of a label if there is one; what counts up is `counted`."""
+
+    name: str
+    help: str
+    values: Mapping[str, float]
+    label: str = ""
+    counted: bool = False
+
+
+class _Watched(Collector):
+    """Reads figures when they are asked for: counting costs nothing on the way."""
+
+    def __init__(self, read: Callable[[], Sequence[Figure]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        """Write them as Prometheus has them."""
+        for figure in self._read():
+            family = CounterMetricFamily if figure.counted else GaugeMetricFamily
+            metric = family(figure.name, figure.help, labels=[figure.label] if figure.label else [])
+            for value, number in figure.values.items():
+                metric.add_metric([value] if figure.label else [], number)
+            yield metric
 
 
 class Observer:
@@ -153,6 +182,10 @@ class Observer:
     def download_progressed(self, model: str, progress: FileProgress) -> None:
         """Note how far a file is."""
         self._downloaded.labels(model, progress.file).set(progress.done_bytes)
+
+    def watch(self, read: Callable[[], Sequence[Figure]]) -> None:
+        """Show figures that someone else keeps."""
+        self._registry.register(_Watched(read))
 
     def exposition(self) -> bytes:
         """Return every metric in Prometheus's text format."""
