@@ -162,7 +162,7 @@ class Curve:
 
 async def run(options: argparse.Namespace) -> list[Point]:
     """Start a server and measure it."""
-    with serving() as server:
+    with serving("--cache-entries", "0") as server:
         async with Pool(await asyncio.to_thread(server.ready_url)) as pool:
             console.print("counting the tokens of the mix ...")
             made = await counted(pool, shots(options.deadline))

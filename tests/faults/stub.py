@@ -188,7 +188,7 @@ def main() -> None:
     arguments.add_argument("--behave", action="append", default=[], metavar="FIELD=NUMBER")
     options = arguments.parse_args()
     given = {name: value for name, _, value in (pair.partition("=") for pair in options.set)}
-    flags = {"port": "0", **given, "model": list(DIMENSIONS)[: options.models]}
+    flags = {"port": "0", "cache_entries": "0", **given, "model": list(DIMENSIONS)[: options.models]}
     settings = config.load(env={}, flags=flags)
     kinds: Mapping[str, Callable[[str], float]] = {"swap_every": int, "leak_bytes": int}
     behaviour = Behaviour(**{n: kinds.get(n, float)(v) for n, _, v in (pair.partition("=") for pair in options.behave)})
