@@ -53,7 +53,7 @@ LAYERS = (
     ("quiver.spool",),
     ("quiver.keys", "quiver.remote", "quiver.types"),
     ("quiver.accounts",),
-    ("quiver.errors", "quiver.memory"),
+    ("quiver.errors", "quiver.memory", "quiver.capacity"),
     ("quiver", "quiver.engine"),  # nothing but a docstring and the version
 )
 """Imports only point down; a name stands for everything below it that is not named itself."""
@@ -83,6 +83,7 @@ A_DIALECT_SEES = frozenset(
         "quiver.jobs",
         "quiver.engine.outputs",
         "quiver.types",
+        "quiver.capacity",
         "quiver.errors",
     }
 )

@@ -6,10 +6,11 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
+from quiver.capacity import Load, Places
 from quiver.config import ServerConfig
 from quiver.engine.engine import Engine
 from quiver.errors import Closed, Overloaded, QuiverError, Unavailable
-from quiver.types import Caller, Load, Places
+from quiver.types import Caller
 
 BYTES_PER_TOKEN = 4
 """What a body holds of a token, roughly: the queue counts exactly, once it is read."""

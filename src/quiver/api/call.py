@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from quiver import errors
+from quiver.capacity import Load, Places
 from quiver.errors import InvalidInput, InvalidJson, QuiverError, Unavailable, WrongMediaType, WrongMethod
 from quiver.service import Service
-from quiver.types import Caller, Load, Places, Timings
+from quiver.types import Caller, Timings
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"

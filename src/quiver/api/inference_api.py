@@ -11,6 +11,7 @@ import numpy as np
 
 from quiver.api.call import Call, Dialect, Reply, Route, decode_json, explain
 from quiver.api.vectors import in_form, write_array, write_object
+from quiver.capacity import Load, Queue
 from quiver.errors import (
     DeadlineExceeded,
     InferenceFailed,
@@ -25,7 +26,7 @@ from quiver.errors import (
     WrongKind,
 )
 from quiver.service import Service
-from quiver.types import EmbedRequest, Load, ModelState, Queue, RerankRequest
+from quiver.types import EmbedRequest, ModelState, RerankRequest
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Id = str | int

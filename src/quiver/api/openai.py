@@ -14,9 +14,10 @@ import msgspec
 from quiver import types
 from quiver.api.call import Call, Dialect, Reply, Route, decode_json
 from quiver.api.vectors import in_form, write_array, write_object
+from quiver.capacity import Load, Places, Queue
 from quiver.errors import EngineError, InvalidInput, Overloaded, QuiverError, Unavailable
 from quiver.service import Service
-from quiver.types import Embeddings, EmbedRequest, Input, Load, ModelStatus, Places, Queue
+from quiver.types import Embeddings, EmbedRequest, Input, ModelStatus
 
 MINUTE_MS = 60_000
 

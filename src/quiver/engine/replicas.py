@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from quiver.backends.sessions import cores
+from quiver.capacity import Queue
 from quiver.config import ANY, EngineConfig, ModelsConfig, ModelSettings
 from quiver.engine import model as models
 from quiver.engine import statuses
@@ -38,7 +39,7 @@ from quiver.models.catalogue import Catalogue, ModelSpec
 from quiver.models.hub import Found, Progress, resolve
 from quiver.models.spec import with_pooling
 from quiver.telemetry.observer import Observer
-from quiver.types import Caller, FileProgress, Kind, ModelState, ModelStatus, Queue
+from quiver.types import Caller, FileProgress, Kind, ModelState, ModelStatus
 
 RETRY_LOAD_SECONDS = 30.0
 """A model that could not be loaded is not tried again sooner."""

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from quiver.backends.sessions import cores
+from quiver.capacity import Limits
 from quiver.config import EngineConfig, Scope
 from quiver.engine.cache import Cache, Origin
 from quiver.engine.encoders import Encoders
@@ -16,7 +17,7 @@ from quiver.engine.replicas import Replica
 from quiver.engine.watchdog import Watchdog
 from quiver.errors import InvalidInput, TooManyInputs
 from quiver.telemetry.observer import Observer
-from quiver.types import Caller, Encoding, Floats, Input, Limits, ModelRequest, Pair, Priority, Timings, Usage
+from quiver.types import Caller, Encoding, Floats, Input, ModelRequest, Pair, Priority, Timings, Usage
 
 
 @dataclass(frozen=True, slots=True)

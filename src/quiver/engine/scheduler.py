@@ -17,13 +17,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from quiver.capacity import Queue
 from quiver.engine.attempts import Attempts, Compute, Outcome
 from quiver.engine.packing import Budget
 from quiver.engine.waiting import Capacity, Expected, Group, Ticket, Waiting
 from quiver.engine.watchdog import Watchdog
 from quiver.errors import Closed, DeadlineExceeded, EngineError, LaneDied, Overloaded, QuiverError, Stalled
 from quiver.telemetry.observer import Observer
-from quiver.types import Caller, Encoding, Floats, Priority, Queue
+from quiver.types import Caller, Encoding, Floats, Priority
 
 MEMORY_SECONDS = 60.0
 """How long batches stay small after one for which there was no memory."""
