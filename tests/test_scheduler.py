@@ -11,10 +11,19 @@ from hypothesis import strategies as st
 
 from fakes import HashBackend, encodings, fake_model, hash_model, hash_vector
 from quiver.engine.packing import Budget
-from quiver.engine.scheduler import MAX_DEATHS, Bounds, Scheduler
-from quiver.engine.waiting import Capacity, Ticket, Waiting
+from quiver.engine.scheduler import MAX_DEATHS, Bounds, Scheduler, Speed
+from quiver.engine.waiting import Capacity, Group, Ticket, Waiting
 from quiver.engine.watchdog import Watchdog
-from quiver.errors import Closed, InferenceFailed, LaneDied, NotFinite, OutOfMemory, Overloaded, Stalled
+from quiver.errors import (
+    Closed,
+    DeadlineExceeded,
+    InferenceFailed,
+    LaneDied,
+    NotFinite,
+    OutOfMemory,
+    Overloaded,
+    Stalled,
+)
 from quiver.telemetry.observer import Observer
 from quiver.types import Caller, Encoding, Priority
 
@@ -173,6 +182,35 @@ async def test_what_nobody_waits_for_any_more_is_not_computed():
         lanes.gate.set()
         await first
     assert len(lanes.batches) == 1
+
+
+def test_the_speed_is_tokens_by_time():
+    """Of fast and slow batches, it is all tokens by all seconds, of late; one batch does not move it much."""
+    speed = Speed(100.0)
+    for _ in range(200):
+        speed.note(10, 0.01)
+        speed.note(10, 0.19)
+    assert speed.rate == pytest.approx(100, rel=0.05)
+    for _ in range(40):
+        speed.note(10, 0.2)
+    assert speed.rate == pytest.approx(50, rel=0.05)
+    speed.note(10, 0.001)
+    assert speed.rate < 60
+
+
+async def test_what_cannot_be_done_in_time_any_more_is_told_instead_of_computed():
+    """A request that came to wait longer than expected is answered when its turn comes, and costs nobody else's time."""
+    async with Lanes(rate=1000.0) as lanes:
+        hopeless = lanes.ask_behind_a_running_batch(encodings([400, 400]), caller=Caller("c", time.monotonic() + 1.2))
+        first, late = await hopeless
+        await asyncio.sleep(0.6)
+        in_time = lanes.ask(encodings([30]))
+        await asyncio.sleep(0)
+        lanes.gate.set()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        await asyncio.gather(first, in_time)
+    assert [[len(ids) for ids in batch] for batch in lanes.batches] == [[3], [30]]
 
 
 async def test_what_would_come_too_late_is_refused_at_once():
@@ -362,11 +400,11 @@ def test_batches_of_waiting_tickets_respect_the_budget(lengths, budget, padded):
     """Batches hold every ticket once, each within the budget unless it is alone, each led by the oldest that waits."""
     loop = asyncio.new_event_loop()
     waiting, cost = Waiting(1000.0), Budget(budget, padded=padded)
-    tickets = [Ticket(e, loop.create_future(), "a", 0, Priority.INTERACTIVE) for e in encodings(lengths)]
+    tickets = [Ticket(e, loop.create_future(), Group("a", 0)) for e in encodings(lengths)]
     waiting.push(tickets, 0.0)
     assert waiting.num_tokens == sum(lengths)
     taken = []
-    while batch := waiting.take_batch(cost, 0.0):
+    while batch := waiting.take_batch(cost, 0.0)[0]:
         sizes = [len(ticket.encoding) for ticket in batch]
         assert len(sizes) == 1 or cost.fits(len(sizes), max(sizes), sum(sizes))
         assert batch[0] is next(ticket for ticket in tickets if ticket not in taken), "the head was passed over twice"

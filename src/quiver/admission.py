@@ -1,6 +1,7 @@
 """The yes or no at the door, before a request's body is read: is there time for it, a place, and memory?"""
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -12,7 +13,7 @@ from quiver.types import Caller, Places
 
 BYTES_PER_TOKEN = 4
 """What a body holds of a token, roughly: the queue counts exactly, once it is read."""
-MARGIN = 0.75
+MARGIN = 0.9
 """Stricter than the queue's own: what is let in here is hardly ever refused there, after it has cost an encoding."""
 JITTER = 0.25
 """Part by which times to come back differ, so that not all come back at once."""
@@ -24,8 +25,9 @@ MAX_REFUSALS = 256
 class Admission:
     """Owns what is at work: places, bytes, and whether memory is short."""
 
-    def __init__(self, config: ServerConfig, engine: Engine) -> None:
+    def __init__(self, config: ServerConfig, engine: Engine, *, max_wait_seconds: float = 0.0) -> None:
         self._config = config
+        self._max_wait_seconds = max_wait_seconds or math.inf
         self._engine = engine
         self._turns = asyncio.Semaphore(config.max_concurrent_requests)
         self.places = Places(config.max_concurrent_requests) if config.max_concurrent_requests else None
@@ -58,13 +60,12 @@ class Admission:
         return None
 
     def _no_turn(self, num_bytes: int, caller: Caller) -> Unavailable | None:
-        config, left = self._config, caller.seconds_left()
-        if self.places and not config.queue_seconds and self._turns.locked():
+        if self.places and not self._config.queue_seconds and self._turns.locked():
             return self._no_place()
-        seconds = self._engine.replicas.seconds_until(num_bytes // BYTES_PER_TOKEN, caller)
-        if seconds > MARGIN * min(left, config.max_wait_seconds or left):
-            return self._later("it would not be answered in time", seconds)
-        return None
+        expected = self._engine.replicas.expect(num_bytes // BYTES_PER_TOKEN, caller)
+        if expected.fits(min(caller.seconds_left(), self._max_wait_seconds), margin=MARGIN):
+            return None
+        return self._later("it would not be answered in time", expected.wait)
 
     @contextmanager
     def holding(self, num_bytes: int) -> Iterator[Callable[[int], None]]:

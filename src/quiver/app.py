@@ -92,9 +92,10 @@ class App:
     edge: Edge
 
 
-def build(config: Config, ids: openai_ids.OpenAIIds | None = None) -> App:
+def build(config: Config, ids: openai_ids.OpenAIIds | None = None, observer: Observer | None = None) -> App:
     """Put a server together; call it on the event loop. Raises `ConfigError`."""
-    observer, limits = Observer(), config.server
+    observer, limits = observer or Observer(), config.server
+    observer.watch_tasks(lambda: len(asyncio.all_tasks()))
     watchdog = Watchdog(stall_seconds=config.engine.stall_seconds, loop_stalled=_abort, loop_lag=observer.loop_lagged)
     stores = Stores(config.cache, config.models.data_dir)
     known = Known(stores.cache, config.cache.cache_scope) if stores.cache else None
@@ -104,7 +105,8 @@ def build(config: Config, ids: openai_ids.OpenAIIds | None = None) -> App:
     engine = Engine(config.models, config.engine, Catalogue.load(), observer, watchdog, aids)
     service = Service(engine, observer)
     router = Router((*DIALECTS, docs_routes(DIALECTS, OPENAI)), SHARED, limits.root_dialects, widened)
-    gate, admission = Gate(limits.api_key), Admission(limits, engine)
+    gate = Gate(limits.api_key)
+    admission = Admission(limits, engine, max_wait_seconds=config.engine.max_wait_seconds)
     api = Api(router, service, gate, observer, admission, timeout_seconds=limits.timeout_seconds)
     edge = Edge(router, admission, observer, limits)
     return App(config, watchdog, stores, engine, service, admission, api, edge)

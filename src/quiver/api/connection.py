@@ -72,6 +72,11 @@ class Connection(HttpToolsProtocol):
         cycle: RequestResponseCycle | None = self.cycle
         return None if cycle is None or cycle.response_complete else cycle
 
+    def close_when_done(self) -> None:
+        """Let the reply that is at work say that the connection ends with it."""
+        if working := self._working:
+            working.keep_alive = False
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a first request."""
         super().connection_made(transport)

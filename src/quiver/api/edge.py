@@ -52,6 +52,7 @@ class Edge:
         self._timeout_seconds = config.timeout_seconds
         self._cors_origins = frozenset(config.cors_origins)
         self._url_prefix = config.url_prefix
+        self._max_body_bytes = config.max_body_bytes
         self._known: dict[tuple[str, bytes], tuple[Dialect, Route | None]] = {}
         self._ready_made: dict[tuple[Callable[[int, QuiverError], bytes], QuiverError], tuple[bytes, bytes]] = {}
 
@@ -61,9 +62,11 @@ class Edge:
         if route is None or route.public or method != "POST":
             return None
         given = dict(headers)
+        if (num_bytes := _length(given)) > self._max_body_bytes:
+            return None  # it is told so, and not to come back
         said = {name: given[wire].decode("latin-1") for wire, name in _PATIENCE if wire in given}
         deadline = time.monotonic() + patience(said, self._timeout_seconds)
-        error = self.admission.refusal(_length(given), Caller(peer, deadline), is_queued=route.is_queued)
+        error = self.admission.refusal(num_bytes, Caller(peer, deadline), is_queued=route.is_queued)
         return None if error is None else self._written(dialect, error, given)
 
     def _peek(self, method: str, url: bytes) -> tuple[Dialect, Route | None]:

@@ -198,6 +198,8 @@ class HttpServer(uvicorn.Server):
     def stop(self) -> None:
         """Begin to drain; a second call ends at once."""
         self._shared.is_draining = True
+        for connection in self._connections:
+            connection.close_when_done()
         self.force_exit = self.should_exit
         self.should_exit = True
 

@@ -60,11 +60,6 @@ class ServerConfig:
         "`x-request-timeout` (in seconds), or as OpenAI's clients do. What would probably not be done in time is "
         "refused at once.",
     )
-    max_wait_seconds: float = setting(
-        0.0,
-        "Longest that a request may be expected to take; if longer, it is refused at once with 429 and a time to come "
-        "back; 0: up to its deadline.",
-    )
     max_inflight_bytes: int = setting(
         256 << 20, "Most bytes of request bodies at work at once; a request over it is refused with 429."
     )
@@ -283,6 +278,11 @@ class EngineConfig:
         2048,
         "Most inputs in one request.",
         also=("MAX_CLIENT_BATCH_SIZE", "INFERENCE_MAX_BATCH_SIZE", "INFINITY_MAX_CLIENT_BATCH_SIZE"),
+    )
+    max_wait_seconds: float = setting(
+        0.0,
+        "Longest that a request may be expected to take; if longer, it is refused at once with 429 and a time to come "
+        "back; 0: up to its deadline.",
     )
     stall_seconds: float = setting(
         10.0,

@@ -66,6 +66,11 @@ class Backlog:
         if not requests:
             del self._requests[caller]
 
+    def of(self, caller: str, request: int) -> int:
+        """Return what waits of a request."""
+        requests = self._requests.get(caller)
+        return requests.of(request) if requests else 0
+
     def before(self, caller: str, due: int) -> int:
         """Return how many tokens come before those of a new request's, of each request and each caller at most `due`."""
         requests = self._requests.get(caller)

@@ -4,6 +4,7 @@ A model that loads never keeps requests for another one waiting: files are fetch
 """
 
 import asyncio
+import math
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -21,7 +22,7 @@ from quiver.engine.model import Model, WarmUp
 from quiver.engine.packing import Budget
 from quiver.engine.scheduler import Bounds, Scheduler
 from quiver.engine.threads import in_daemon_thread
-from quiver.engine.waiting import Capacity
+from quiver.engine.waiting import Capacity, Expected
 from quiver.engine.watchdog import Watchdog
 from quiver.errors import (
     ConfigError,
@@ -144,9 +145,9 @@ class Replicas:
         for name in self._models_config.model:
             await self._load(name, progress, pinned=True)
 
-    def seconds_until(self, tokens: int, caller: Caller) -> float:
+    def expect(self, tokens: int, caller: Caller) -> Expected:
         """Estimate how long so many tokens would take with the model for which the least waits."""
-        return min((replica.scheduler.seconds_until(tokens, caller) for replica in self.loaded), default=0.0)
+        return min((r.scheduler.expect(tokens, caller) for r in self.loaded), default=Expected(0.0, 0.0))
 
     @asynccontextmanager
     async def lease(self, name: str | None, kinds: Sequence[Kind] = ()) -> AsyncIterator[Replica]:
@@ -311,6 +312,7 @@ class Replicas:
             lanes=backend.lanes,
             capacity=Capacity(config.max_waiting_tokens, config.max_waiting_inputs or sys.maxsize),
             tokens_per_second=warm_up.tokens_per_second,
+            max_wait_seconds=config.max_wait_seconds or math.inf,
         )
 
     async def remove(self, name: str) -> None:

@@ -10,6 +10,7 @@ cancelled. A lane that dies is replaced; one that does not come back ends everyt
 
 import asyncio
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,20 +19,18 @@ from dataclasses import dataclass, replace
 
 from quiver.engine.attempts import Attempts, Compute, Outcome
 from quiver.engine.packing import Budget
-from quiver.engine.waiting import Capacity, Ticket, Waiting
+from quiver.engine.waiting import Capacity, Expected, Group, Ticket, Waiting
 from quiver.engine.watchdog import Watchdog
-from quiver.errors import Closed, EngineError, LaneDied, Overloaded, QuiverError, Stalled
+from quiver.errors import Closed, DeadlineExceeded, EngineError, LaneDied, Overloaded, QuiverError, Stalled
 from quiver.telemetry.observer import Observer
 from quiver.types import Caller, Encoding, Floats, Priority, Queue
 
-IN_TIME = 0.8
-"""Part of the time until its deadline that a request may be expected to take: the expectation may be wrong."""
 MEMORY_SECONDS = 60.0
 """How long batches stay small after one for which there was no memory."""
 MAX_DEATHS, DEATHS_SECONDS = 3, 60.0
 """More lanes than that may not die in so short a time: what kills them would kill the next."""
-NEW_RATE = 0.05
-"""Weight of the last batch in what is known of the speed."""
+LATELY_SECONDS = 2.0
+"""How far back the measured speed looks, in time at work."""
 SLOWEST = 10
 """How many times longer than expected a batch may take before its lane counts as stalled."""
 
@@ -45,6 +44,29 @@ class Bounds:
     capacity: Capacity
     tokens_per_second: float = 1000.0
     """What one lane was measured to compute."""
+    max_wait_seconds: float = math.inf
+    """Longest that a request may be expected to take; its deadline bounds that, too."""
+
+
+class Speed:
+    """Tokens a second of one lane lately.
+
+    Tokens and seconds are each summed up: a mean of many quotients would be too high, for slow batches take the time.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._tokens, self._seconds = rate * LATELY_SECONDS, LATELY_SECONDS
+
+    @property
+    def rate(self) -> float:
+        """Return what was measured; older batches weigh less."""
+        return self._tokens / self._seconds
+
+    def note(self, tokens: int, seconds: float) -> None:
+        """Count a batch."""
+        kept = math.exp(-seconds / LATELY_SECONDS)
+        self._tokens = kept * self._tokens + tokens
+        self._seconds = kept * self._seconds + seconds
 
 
 class Scheduler:
@@ -57,12 +79,13 @@ class Scheduler:
         self._watchdog = watchdog
         self._attempts = Attempts(compute, self._on_computed, self._on_failed, self._on_too_large)
         self._loop = asyncio.get_running_loop()
-        self._request_ids = itertools.count()
+        self._numbers = itertools.count()
         self.fault: asyncio.Future[EngineError] = self._loop.create_future()
         """Done once the lanes can compute no more."""
 
         # Shared with the lanes, under the condition.
         self._changed = threading.Condition()
+        self._speed = Speed(bounds.tokens_per_second)
         self._waiting = Waiting(bounds.tokens_per_second * bounds.lanes)
         self._running: dict[int, list[Ticket]] = {}
         """What each lane is computing."""
@@ -99,10 +122,10 @@ class Scheduler:
         """Why the lanes can compute no more, if so."""
         return self._died
 
-    def seconds_until(self, tokens: int, caller: Caller, priority: Priority = Priority.INTERACTIVE) -> float:
+    def expect(self, tokens: int, caller: Caller, priority: Priority = Priority.INTERACTIVE) -> Expected:
         """Estimate how long a new request of so many tokens would take; nothing where nothing waits."""
         with self._changed:
-            return self._waiting.seconds_until(tokens, caller.id, priority, time.monotonic())
+            return self._waiting.expect(tokens, caller.id, priority, time.monotonic())
 
     async def submit(
         self,
@@ -116,8 +139,9 @@ class Scheduler:
 
         `note_wait` is told the seconds until a lane was free, on average over the inputs.
         """
-        start, request = time.perf_counter(), next(self._request_ids)
-        tickets = [Ticket(e, self._loop.create_future(), caller.id, request, priority) for e in encodings]
+        start, future = time.perf_counter(), self._loop.create_future
+        group = Group(caller.id, next(self._numbers), priority, caller.deadline)
+        tickets = [Ticket(encoding, future(), group) for encoding in encodings]
         self._admit(tickets, caller, priority)
         try:
             results = await asyncio.gather(*(ticket.future for ticket in tickets))
@@ -134,9 +158,9 @@ class Scheduler:
             if self._closed:
                 raise Closed("the server is stopping")
             waiting = self._waiting
-            seconds = waiting.seconds_until(asked, caller.id, priority, now)
+            expected = waiting.expect(asked, caller.id, priority, now)
             has_room = waiting.has_room(len(tickets), asked, self._bounds.capacity)
-            if not has_room or seconds > IN_TIME * caller.seconds_left():
+            if not has_room or not expected.fits(min(caller.seconds_left(), self._bounds.max_wait_seconds)):
                 raise overloaded(waiting.num_tokens, waiting.num_tokens / waiting.rate)
             waiting.push(tickets, now)
             self._changed.notify(len(tickets))
@@ -164,8 +188,8 @@ class Scheduler:
         with self._changed:
             self._closed = True
             left = [ticket for batch in self._running.values() for ticket in batch] if running else []
-            while batch := self._waiting.take_batch(self._bounds.budget, time.monotonic()):
-                left += batch
+            while any(taken := self._waiting.take_batch(self._bounds.budget, time.monotonic())):
+                left += itertools.chain(*taken)
             self._changed.notify_all()
         self._answer(left, [_like(error) for _ in left])
 
@@ -186,29 +210,35 @@ class Scheduler:
                 ):
                     outcomes = self._attempts.outcomes([ticket.encoding for ticket in batch])
                 self._answer(batch, outcomes)
-                self._note_rate(batch, time.monotonic() - start)
+                self._note_speed(batch, time.monotonic() - start)
         except BaseException as error:  # noqa: BLE001  whatever it is, nobody may be left waiting
             self._on_death(number, error)
 
-    def _note_rate(self, batch: Sequence[Ticket], seconds: float) -> None:
+    def _note_speed(self, batch: Sequence[Ticket], seconds: float) -> None:
         """Learn how fast batches go, all that is done for them included."""
-        rate = self._bounds.lanes * sum(len(ticket.encoding) for ticket in batch) / max(seconds, 1e-6)
-        self._waiting.rate += NEW_RATE * (rate - self._waiting.rate)
+        with self._changed:
+            self._speed.note(sum(len(ticket.encoding) for ticket in batch), seconds)
+            self._waiting.rate = self._bounds.lanes * self._speed.rate
 
     def _next_batch(self, number: int) -> list[Ticket]:
         """Wait for work and take what fits the budget; nothing means that it is over."""
         with self._changed:
             self._running.pop(number, None)
             while True:
-                if batch := self._waiting.take_batch(self.budget, time.monotonic()):
-                    now = time.perf_counter()
-                    for ticket in batch:
-                        ticket.taken_at = now
+                batch, late = self._waiting.take_batch(self.budget, time.monotonic())
+                if late:
+                    self._answer(late, [DeadlineExceeded("not to be done within its time any more") for _ in late])
+                if batch:
                     self._running[number] = batch
-                    return batch
+                    break
                 if self._closed:
                     return []
-                self._changed.wait()
+                if not late:
+                    self._changed.wait()
+        now = time.perf_counter()
+        for ticket in batch:
+            ticket.taken_at = now
+        return batch
 
     def _slowest(self, batch: Sequence[Ticket]) -> float:
         tokens = sum(len(ticket.encoding) for ticket in batch)

@@ -1,8 +1,8 @@
 """In what order tickets are taken: first come, first served, as far as nobody takes more than a share.
 
-    stamp of a ticket    when its request came, and a little later for each input before it: a request is due at a
-                         quarter of the speed, so a big one leaves room between its inputs for what comes after it
-    key of a caller      the stamp of its next ticket; if it has had more than a quarter lately, later than that
+    stamp of a ticket    when its request came, and a little later for each input before it: a request is due at half
+                         the speed, so a big one leaves room between its inputs for what comes after it
+    key of a caller      the stamp of its next ticket; if it has had more than half the speed lately, later than that
 
 The smallest key is next. So requests of the usual size are answered in the order in which they came, which is what
 keeps their deadlines; one of two thousand inputs lets a single one pass at once; and no caller starves another.
@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-PACE = 4
+PACE = 2
 """The part of the speed, as one in so many, at which a request, and a caller, is due."""
 MAX_AHEAD_SECONDS = 1.0
 """Whoever had all of an idle model pays for it no longer than this once others come."""

@@ -1,9 +1,11 @@
 """Every ticket that waits for a lane: interactive before bulk, and each in its turn. One door to order and numbers."""
 
 import asyncio
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from quiver.engine.backlog import Backlog
 from quiver.engine.packing import Budget
@@ -12,8 +14,37 @@ from quiver.types import Encoding, Floats, Priority
 
 MAX_PASSED_OVER = 8
 """How many tickets that do not fit a lane looks past for ones that do."""
+MAX_WAIT, IN_TIME = 0.5, 0.8
+"""Parts of the time until its deadline that a request may be expected to wait, and to take in all."""
 BUSY_SECONDS = 0.25
 """Where what is due is later than this, as much comes as is computed."""
+
+
+class Expected(NamedTuple):
+    """How long a request would wait for its turn, and then take, in seconds."""
+
+    wait: float
+    work: float
+
+    def fits(self, seconds: float, *, margin: float = 1.0) -> bool:
+        """Tell whether a request may be let in that is of use for so long.
+
+        Waiting may fill half of that: small requests alone would fill all of it, and leave no room for larger ones.
+        """
+        return self.wait <= margin * MAX_WAIT * seconds and self.wait + self.work <= margin * IN_TIME * seconds
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """The tickets of one request."""
+
+    caller: str
+    number: int
+    priority: Priority = Priority.INTERACTIVE
+    deadline: float = math.inf
+    """When it is of no use any more, by the monotonic clock."""
+    is_late: bool = False
+    """It cannot be done by then, and is given up as a whole."""
 
 
 @dataclass(slots=True, eq=False)
@@ -22,9 +53,7 @@ class Ticket:
 
     encoding: Encoding
     future: asyncio.Future[Floats]
-    caller: str
-    request: int
-    priority: Priority
+    group: Group
     stamp: float = 0.0
     """When it is due, by the monotonic clock."""
     is_waiting: bool = False
@@ -33,8 +62,8 @@ class Ticket:
 
     @property
     def abandoned(self) -> bool:
-        """Nobody waits for it any more: its client has gone, or its time has run out."""
-        return self.future.done()
+        """Nobody waits for it any more: its client has gone, or its request is given up."""
+        return self.group.is_late or self.future.done()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +92,17 @@ class Waiting:
         """Tokens of all tickets."""
         return sum([backlog.tokens for backlog in self._backlogs.values()])
 
-    def seconds_until(self, tokens: int, caller: str, priority: Priority, now: float) -> float:
+    def expect(self, tokens: int, caller: str, priority: Priority, now: float) -> Expected:
         """Estimate how long a new request of so many tokens would take; nothing where nothing waits."""
         if not self.num_inputs:
-            return 0.0
+            return Expected(0.0, 0.0)
         lag = self._turns[priority].lag(caller, now)
         before = self._backlogs[priority].before(caller, tokens + int(lag * self.rate / PACE))
         if priority is Priority.BULK:
             before += self._backlogs[Priority.INTERACTIVE].tokens
-        spread = PACE * tokens / self.rate if lag > BUSY_SECONDS else 0.0  # others will come before its later inputs
-        return (before + tokens) / self.rate + spread
+        # Where as much comes as is computed, others will come before its later inputs.
+        pace = 1 + PACE if lag > BUSY_SECONDS else 1
+        return Expected(before / self.rate, pace * tokens / self.rate)
 
     def has_room(self, inputs: int, tokens: int, capacity: Capacity) -> bool:
         """Tell whether so much more may wait; where nothing waits, any request may."""
@@ -88,31 +118,44 @@ class Waiting:
             self._push(ticket)
 
     def _push(self, ticket: Ticket) -> None:
-        self._turns[ticket.priority].push(ticket, ticket.caller, ticket.stamp)
+        self._turns[ticket.group.priority].push(ticket, ticket.group.caller, ticket.stamp)
         self._count(ticket, +1)
 
-    def take_batch(self, budget: Budget, now: float) -> list[Ticket]:
+    def take_batch(self, budget: Budget, now: float) -> tuple[list[Ticket], list[Ticket]]:
         """Pop tickets in turn, to the budget; the first always fits. Drop abandoned ones.
 
-        One that does not fit is passed over by the next few that do and keeps its turn, so that it leads the next
+        Returns the batch, and those whose request cannot be done in time any more: to compute them would only make
+        others late. One that does not fit is passed over by the next few that do and keeps its turn, so that it leads the next
         batch: hardly any batch is left half empty, and nobody is passed over twice.
         """
         batch: list[Ticket] = []
         passed_over: list[Ticket] = []
+        late: list[Ticket] = []
         longest = total = 0
         while len(passed_over) < MAX_PASSED_OVER and not budget.is_full(len(batch), total):
             if (ticket := self._pop()) is None:
                 break
             size = len(ticket.encoding)
+            if self._is_late(ticket, now):
+                late.append(ticket)
+                continue
             if batch and not budget.fits(len(batch) + 1, max(longest, size), total + size):
                 passed_over.append(ticket)
                 continue
             batch.append(ticket)
             longest, total = max(longest, size), total + size
-            self._turns[ticket.priority].charge(ticket.caller, ticket.stamp, size / self.rate, now)
+            group = ticket.group
+            self._turns[group.priority].charge(group.caller, ticket.stamp, size / self.rate, now)
         for ticket in passed_over:
             self._push(ticket)
-        return batch
+        return batch, late
+
+    def _is_late(self, ticket: Ticket, now: float) -> bool:
+        """Tell whether what is left of a ticket's request cannot be done in time, with all lanes; give it up then."""
+        group = ticket.group
+        left = len(ticket.encoding) + self._backlogs[group.priority].of(group.caller, group.number)
+        group.is_late = now + left / self.rate > group.deadline
+        return group.is_late
 
     def _pop(self) -> Ticket | None:
         """Take the ticket that is due next."""
@@ -131,4 +174,5 @@ class Waiting:
     def _count(self, ticket: Ticket, sign: int) -> None:
         ticket.is_waiting = sign > 0
         self.num_inputs += sign
-        self._backlogs[ticket.priority].add(ticket.caller, ticket.request, sign * len(ticket.encoding))
+        group = ticket.group
+        self._backlogs[group.priority].add(group.caller, group.number, sign * len(ticket.encoding))

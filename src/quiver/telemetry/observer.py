@@ -77,6 +77,7 @@ class Observer:
             "quiver_refused_requests", "Requests refused before their body was read.", ("error",), registry=registry
         )
         self._refusal_of: dict[str, Counter] = {}
+        self._tasks = Gauge("quiver_loop_tasks", "Tasks of the event loop.", registry=registry)
         self._lag = Histogram(
             "quiver_loop_lag_seconds", "How late the event loop comes to a timer.", buckets=_SECONDS, registry=registry
         )
@@ -122,6 +123,10 @@ class Observer:
         if error not in self._refusal_of:
             self._refusal_of[error] = self._refusals.labels(error)
         self._refusal_of[error].inc()
+
+    def watch_tasks(self, tasks: Callable[[], float]) -> None:
+        """Show how many tasks the event loop has."""
+        self._tasks.set_function(tasks)
 
     def loop_lagged(self, seconds: float) -> None:
         """Note how late the event loop was."""
