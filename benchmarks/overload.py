@@ -8,8 +8,10 @@ The client shares the cores with the server; what it takes of them is printed to
 
 import argparse
 import asyncio
+import itertools
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from faults.load import OpenLoad, Pool, Shot, closed_load, embed, open_load
+from faults.load import OpenLoad, Pool, Shot, embed, open_load
 from faults.servers import stub
 from quiver.bench.plot import BLUE, GREY, INK
 from quiver.bench.workload import Workload
@@ -83,11 +85,19 @@ async def counted(pool: Pool, made: Sequence[Shot]) -> list[Shot]:
 
 
 async def peak(pool: Pool, made: Sequence[Shot], seconds: float) -> float:
-    """Return requests a second of a closed load that keeps every core busy."""
-    plain = [shot.request.replace(b"x-request-timeout", b"x-later") for shot in made]
-    await closed_load(pool, plain, PEAK_CLIENTS, seconds / 4)
-    ledger = await closed_load(pool, plain, PEAK_CLIENTS, seconds)
-    return ledger.statuses[200] / seconds
+    """Return tokens a second of a closed load that keeps every core busy: of what came back after a first while."""
+    begin = time.perf_counter() + seconds / 4
+    end, tokens, turns = begin + seconds, 0, itertools.cycle(made)
+
+    async def client() -> None:
+        nonlocal tokens
+        while time.perf_counter() < end:
+            shot = next(turns)
+            await pool.ask(shot.request.replace(b"x-request-timeout", b"x-later"))
+            tokens += shot.tokens if begin < time.perf_counter() <= end else 0
+
+    await asyncio.gather(*(client() for _ in range(PEAK_CLIENTS)))
+    return tokens / seconds
 
 
 def cpu_seconds(server: ServerProcess) -> float:
@@ -115,7 +125,11 @@ class Curve:
         for multiple in MULTIPLES:
             options = self._options
             seen = await open_load(
-                self._pool, self._made, multiple * before, options.seconds, patience=options.deadline + 5.0
+                self._pool,
+                self._made,
+                multiple * before / self._tokens,
+                options.seconds,
+                patience=options.deadline + 5.0,
             )
             after = await self._peak()
             points.append(point := self._describe(multiple, seen, (before + after) / 2))
@@ -128,16 +142,15 @@ class Curve:
 
     async def _peak(self) -> float:
         rate = await peak(self._pool, self._made, self._options.seconds / 2)
-        console.print(f"peak: {rate:.0f} requests/s, {rate * self._tokens:,.0f} tokens/s")
+        console.print(f"peak: {rate / self._tokens:.0f} requests/s, {rate:,.0f} tokens/s")
         return rate
 
     def _describe(self, multiple: float, seen: OpenLoad, peak: float) -> Point:
-        tokens = peak * self._tokens
         return Point(
             multiple=multiple,
             requests_per_second=len(seen.due) / seen.elapsed,
-            offered=float(seen.tokens.sum() / seen.elapsed / tokens),
-            goodput=seen.goodput(self._options.deadline) / tokens,
+            offered=float(seen.tokens.sum() / seen.elapsed / peak),
+            goodput=seen.goodput(self._options.deadline) / peak,
             p50=seen.percentile(50),
             p99=seen.percentile(99),
             refused_p99=seen.percentile(99, 429),

@@ -18,6 +18,7 @@ import numpy as np
 from quiver.bench.workload import Workload
 from quiver.config import EngineConfig, ModelsConfig
 from quiver.engine.engine import Engine
+from quiver.engine.watchdog import Watchdog
 from quiver.errors import QuiverError
 from quiver.models.catalogue import Catalogue
 from quiver.telemetry.observer import Observer
@@ -70,7 +71,7 @@ async def measure(options: argparse.Namespace, second: Path) -> tuple[Load, Load
     """Return the load without and with a second model that comes and goes, and how often it came."""
     settings = ModelsConfig(allow_models=(str(second),))
     texts = Workload(size=1024).texts
-    async with Engine(settings, EngineConfig(), Catalogue.load(), Observer()) as engine:
+    async with Engine(settings, EngineConfig(), Catalogue.load(), Observer(), Watchdog(stall_seconds=60)) as engine:
         await engine.load(lambda *_: None)
         alone, beside, times = Load(engine, texts), Load(engine, texts), 0
         for _ in range(options.rounds):

@@ -22,6 +22,7 @@ from quiver.engine.scheduler import MAX_DEATHS
 from quiver.errors import LaneDied
 from quiver.models.catalogue import Catalogue
 from quiver.models.files import ModelFiles
+from quiver.telemetry.observer import Tracer
 from quiver.types import Caller, EmbedRequest
 
 UNCACHED = CacheConfig(cache_entries=0)
@@ -58,6 +59,7 @@ async def assembled(
     *,
     models: Mapping[str, Any] | None = None,
     openai_ids: OpenAIIds | None = None,
+    tracer: Tracer | None = None,
     **sections: Any,
 ) -> AsyncIterator[App]:
     """Put a server's parts together around one model, without a listener.
@@ -69,7 +71,7 @@ async def assembled(
     config = Config(
         **{"cache": UNCACHED, **sections}, models=ModelsConfig(**{"model": (model.spec.id,), **(models or {})})
     )
-    parts = app.build(config, openai_ids)
+    parts = app.build(config, openai_ids, tracer)
     async with parts.stores, parts.engine, parts.service.jobs:
         parts.engine.replicas.add(model.spec.id, model, WarmUp())
         yield parts

@@ -53,7 +53,7 @@ LAYERS = (
     ("quiver.spool",),
     ("quiver.keys", "quiver.remote", "quiver.types"),
     ("quiver.accounts",),
-    ("quiver.errors", "quiver.memory"),
+    ("quiver.errors", "quiver.memory", "quiver.capacity"),
     ("quiver", "quiver.engine"),  # nothing but a docstring and the version
 )
 """Imports only point down; a name stands for everything below it that is not named itself."""
@@ -83,6 +83,7 @@ A_DIALECT_SEES = frozenset(
         "quiver.jobs",
         "quiver.engine.outputs",
         "quiver.types",
+        "quiver.capacity",
         "quiver.errors",
     }
 )
@@ -99,6 +100,7 @@ DOORS = {
     "numpy": ANYWHERE,
     "onnx": ("quiver/backends/", "quiver/graphs/"),
     "onnxruntime": ("quiver/backends/",),
+    "opentelemetry": ("quiver/telemetry/traces.py",),
     "orjson": ("quiver/api/",),
     "platformdirs": ("quiver/config/",),
     "prometheus_client": ("quiver/telemetry/",),
@@ -337,6 +339,7 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (wrong_door, "quiver/api/cohere.py", "from starlette.responses import Response"),
     (wrong_door, "quiver/engine/model.py", "import onnxruntime as ort"),
     (wrong_door, "quiver/service.py", "import requests"),
+    (wrong_door, "quiver/telemetry/observer.py", "from opentelemetry import trace"),
     (reads_environment, "quiver/models/hub.py", "import os\nTOKEN = os.environ['HF_TOKEN']"),
     (too_long, "quiver/service.py", "x = 1\n" * 401),
     (too_long, "quiver/service.py", "def f():\n" + "    x = 1\n" * 50),

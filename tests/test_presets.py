@@ -178,6 +178,11 @@ NAMES = {
         ("HF_ENDPOINT", "https://hub.example", "hub_endpoint", "https://hub.example"),
         ("CORS_ALLOWED_ORIGINS", "https://a.example,https://b.example", "cors_origins", ("https://a.example", "https://b.example")),
         ("LOG_FORMAT", "pretty", "log_format", "text"),
+        ("SERVICE_NAME", "mine", "otlp_service_name", "mine"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317", "otlp_endpoint", "http://localhost:4317"),
+        ("OTEL_ENABLED", "false", "otlp_traces", False),
+        ("OTEL_SAMPLE_RATIO", "0.1", "otlp_sample_ratio", 0.1),
+        ("INFERENCE_GPU_BATCH_SIZE", "32", "batch_inputs", (32,)),
     ],
     "ai-embedding-inference-server": [
         ("MODEL_ID", "BAAI/bge-large-en-v1.5", "model", ("BAAI/bge-large-en-v1.5",)),
@@ -194,6 +199,8 @@ NAMES = {
         ("PORT", "9000", "port", 9000),
         ("API_KEY", "key", "api_key", "key"),
         ("JSON_OUTPUT", "true", "log_format", "json"),
+        ("OTLP_ENDPOINT", "http://localhost:4317", "otlp_endpoint", "http://localhost:4317"),
+        ("OTLP_SERVICE_NAME", "mine", "otlp_service_name", "mine"),
     ],
     "infinity-worker": [
         ("MODEL_NAMES", "a/b;c/d", "model", ("a/b", "c/d")),
@@ -214,6 +221,7 @@ NAMES = {
         ("PAYLOAD_LIMIT", "1000", "max_body_bytes", 1000),
         ("CORS_ALLOW_ORIGIN", "https://a.example", "cors_origins", ("https://a.example",)),
         ("LOG_LEVEL", "debug", "log_level", "debug"),
+        ("OTLP_ENDPOINT", "https://collector.example:4317", "otlp_endpoint", "https://collector.example:4317"),
     ],
     "infinity": [
         ("INFINITY_MODEL_ID", "a/b;c/d;", "model", ("a/b", "c/d")),
@@ -249,11 +257,26 @@ def test_a_systems_own_names_are_understood(preset, name, text, field, value):
     assert name == "HOSTNAME" or "*" in text or found != setting(load(preset), field)
 
 
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [
+        ("ai-embedding-inference-server", "s3-embedding.server"),
+        ("embedding-inference-api", "embedding-inference-api"),
+        ("tei", "text-embeddings-inference.server"),
+        ("infinity", "quiver"),
+    ],
+)
+def test_a_preset_is_called_in_traces_what_its_system_is(preset, name):
+    """The service has the name that its document has, and sends nothing until it is told where."""
+    server = load(preset).server
+    assert (server.otlp_service_name, server.otlp_endpoint) == (name, "")
+
+
 @pytest.mark.parametrize("preset", CALLS)
 def test_names_without_a_counterpart_stop_nothing(preset):
-    """Telemetry, certificates and the like of another system are no settings of ours, and no mistake either."""
-    others = ("OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT", "SERVICE_NAME", "SERVER_SSL_ENABLED", "RUST_LOG",
-              "CUDA_ARENA_SIZE", "INFINITY_DEVICE", "PATH_SOCKETS")  # fmt: skip
+    """Certificates and the like of another system are no settings of ours, and no mistake either."""
+    others = ("SERVER_SSL_ENABLED", "RUST_LOG", "CUDA_ARENA_SIZE", "INFINITY_DEVICE", "PATH_SOCKETS",
+              "OTEL_LOGS_ENABLED", "INFERENCE_MODEL_PATH")  # fmt: skip
     assert load(preset, **dict.fromkeys(others, "anything")) == load(preset)
 
 

@@ -16,6 +16,7 @@ import checkpoints
 import reference
 from quiver.config import EngineConfig, ModelsConfig
 from quiver.engine.engine import Engine
+from quiver.engine.watchdog import Watchdog
 from quiver.models.catalogue import Catalogue
 from quiver.models.files import ModelFiles
 from quiver.telemetry.observer import Observer
@@ -132,7 +133,7 @@ def ours(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Ou
 
 async def run_quiver(config: ModelsConfig) -> Ours:
     """Send the sentences to an engine in one request."""
-    async with Engine(config, EngineConfig(), Catalogue.load(), Observer()) as engine:
+    async with Engine(config, EngineConfig(), Catalogue.load(), Observer(), Watchdog(stall_seconds=60)) as engine:
         await engine.load(lambda *_: None)
         embeddings = await engine.embed(EmbedRequest(inputs=SENTENCES, truncate=True), CALLER)
         encodings = engine.replicas.loaded[0].model.tokenizer.encode(SENTENCES, truncate=True)

@@ -6,10 +6,11 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
+from quiver.capacity import Load, Places
 from quiver.config import ServerConfig
 from quiver.engine.engine import Engine
 from quiver.errors import Closed, Overloaded, QuiverError, Unavailable
-from quiver.types import Caller, Places
+from quiver.types import Caller
 
 BYTES_PER_TOKEN = 4
 """What a body holds of a token, roughly: the queue counts exactly, once it is read."""
@@ -66,6 +67,11 @@ class Admission:
         if expected.fits(min(caller.seconds_left(), self._max_wait_seconds), margin=MARGIN):
             return None
         return self._later("it would not be answered in time", expected.wait)
+
+    def load(self, error: QuiverError) -> Load:
+        """Tell how full the server is, as far as it matters to whoever meets an error."""
+        model = error.model if isinstance(error, Unavailable) else None
+        return Load(self._engine.replicas.shortest_queue(model), self.places)
 
     @contextmanager
     def holding(self, num_bytes: int) -> Iterator[Callable[[int], None]]:

@@ -46,7 +46,8 @@ from quiver.models.catalogue import Catalogue
 from quiver.models.hub import Progress
 from quiver.service import Service
 from quiver.stores import Stores
-from quiver.telemetry.observer import Observer
+from quiver.telemetry import tracing
+from quiver.telemetry.observer import Observer, Tracer
 from quiver.types import ModelState
 
 log = structlog.get_logger(__name__)
@@ -92,9 +93,9 @@ class App:
     edge: Edge
 
 
-def build(config: Config, ids: openai_ids.OpenAIIds | None = None, observer: Observer | None = None) -> App:
+def build(config: Config, ids: openai_ids.OpenAIIds | None = None, tracer: Tracer | None = None) -> App:
     """Put a server together; call it on the event loop. Raises `ConfigError`."""
-    observer, limits = observer or Observer(), config.server
+    observer, limits = Observer(tracer), config.server
     observer.watch_tasks(lambda: len(asyncio.all_tasks()))
     watchdog = Watchdog(stall_seconds=config.engine.stall_seconds, loop_stalled=_abort, loop_lag=observer.loop_lagged)
     stores = Stores(config.cache, config.models.data_dir)
@@ -115,8 +116,9 @@ def build(config: Config, ids: openai_ids.OpenAIIds | None = None, observer: Obs
 async def serve(config: Config, progress: Progress) -> None:
     """Serve the configured models until a signal. Raises why it could not."""
     memory.keep_small()
-    app = build(config)
-    await run(app, lambda: app.engine.load(progress))
+    with tracing.tracer(config.server) as tracer:
+        app = build(config, tracer=tracer)
+        await run(app, lambda: app.engine.load(progress))
 
 
 async def run(app: App, load: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -181,6 +181,8 @@ class Unavailable(QuiverError):
 
     code = "unavailable"
     retry_after_seconds: float = 1.0
+    model: str | None = None
+    """Whose queue it is about, where that is known."""
 
 
 class NotReady(Unavailable):
@@ -201,9 +203,10 @@ class Overloaded(Unavailable):
 
     code = "overloaded"
 
-    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+    def __init__(self, message: str, *, retry_after_seconds: float, model: str | None = None) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+        self.model = model
 
 
 class RateLimited(Unavailable):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from quiver import __version__
+from quiver.capacity import Limits, Queue
 from quiver.engine.engine import Engine
 from quiver.errors import NotReady, QuiverError, UnknownModel
 from quiver.jobs import Jobs
@@ -15,9 +16,7 @@ from quiver.types import (
     DecodeRequest,
     Embeddings,
     EmbedRequest,
-    Limits,
     ModelStatus,
-    Queue,
     Ranking,
     RerankRequest,
     Similarities,

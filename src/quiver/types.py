@@ -171,6 +171,10 @@ class Timings:
     total: float = 0.0
     queue: float = 0.0
     """The part of `compute` until a lane was free, on average over the inputs."""
+    first: float = 0.0
+    """The part of `compute` until a lane was free for the first of the inputs."""
+    start: float = 0.0
+    """When it began, by the performance counter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,39 +330,6 @@ class FileProgress:
     file: str
     done_bytes: int
     total_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """What waits for a model."""
-
-    inputs: int
-    tokens: int
-    capacity_tokens: int
-    seconds: float
-    """How long it will take until a new input is computed, by the speed measured so far."""
-
-
-@dataclass(slots=True)
-class Places:
-    """How many requests may be at work at once, and how many are."""
-
-    limit: int
-    taken: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How much the server takes, and what it does with more."""
-
-    client_batch_size: int
-    """Most inputs in one request."""
-    waiting_tokens: int
-    """Most tokens that may wait for a model."""
-    truncate: bool
-    """What happens to an over-long input where a request does not say: it is cut, or refused."""
-    encoders: int
-    """Threads that turn texts into tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,7 +102,7 @@ async def test_the_real_model_gives_the_lone_run_s_bits_under_load(minilm_files,
             seen += len(chosen)
             wrong.extend(faults_of(answer, [right[i] for i in chosen]))
 
-    with serving() as server:
+    with serving("--cache-entries", "0") as server:
         async with Pool(server.ready_url()) as pool:
             await asyncio.gather(*(client(pool, seed) for seed in range(24)))
     assert wrong == []

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from quiver import errors
+from quiver.capacity import Load, Places
 from quiver.errors import InvalidInput, InvalidJson, QuiverError, Unavailable, WrongMediaType, WrongMethod
 from quiver.service import Service
-from quiver.types import Caller, Places, Timings
+from quiver.types import Caller, Timings
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -92,6 +93,8 @@ class Dialect:
     """The struct of an error's body, for OpenAPI."""
     has_prefix: bool = True
     """Its routes stand under `/NAME` too, where no other API is."""
+    refusal_headers: Callable[[QuiverError, Load], Mapping[str, str]] | None = None
+    """What this API's refusals say of the load, where they do."""
 
 
 STATUSES: dict[type[QuiverError], int] = {
@@ -175,9 +178,17 @@ def explain(error: QuiverError) -> str:
     return error.message if field in error.message else f"`{error.param}`: {error.message}"
 
 
-def refuse(dialect: Dialect, error: QuiverError) -> Reply:
-    """Write an error in a dialect's shape, with the headers that tell a client when to come back."""
-    status, headers = status_of(error, dialect.statuses), {}
+def load_headers(dialect: Dialect, error: QuiverError, load: Load | None) -> dict[str, str]:
+    """Say how full the server is, where an API's refusals do; true at this moment only."""
+    return dict(dialect.refusal_headers(error, load)) if dialect.refusal_headers and load else {}
+
+
+def refuse(dialect: Dialect, error: QuiverError, load: Load | None = None) -> Reply:
+    """Write an error in a dialect's shape, with the headers that tell a client when to come back.
+
+    Headers of the API's own are there where the `load` is known.
+    """
+    status, headers = status_of(error, dialect.statuses), load_headers(dialect, error, load)
     if isinstance(error, Unavailable):
         headers["retry-after"] = str(max(1, round(error.retry_after_seconds + 0.5)))
         headers["retry-after-ms"] = str(round(error.retry_after_seconds * 1000))

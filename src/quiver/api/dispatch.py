@@ -13,7 +13,7 @@ from quiver.api.router import Router
 from quiver.errors import DeadlineExceeded, QuiverError
 from quiver.gate import Gate
 from quiver.service import Service
-from quiver.telemetry.observer import Observer
+from quiver.telemetry.observer import Exchange, Observer
 from quiver.types import Caller, Timings
 
 log = structlog.get_logger(__name__)
@@ -41,22 +41,29 @@ class Api:
 
     async def receive(self, call: Call) -> Reply:
         """Answer a call; whatever happens, in the shape of the dialect that it was made in."""
-        start = time.perf_counter()
-        dialect, template = self._router.owner(call.path), "unmatched"
+        with self._observer.exchange(call.method, call.headers) as exchange:
+            reply = await self._reply(call, exchange)
+            if reply.timings:
+                reply = replace(reply, headers={**reply.headers, "server-timing": _server_timing(reply.timings)})
+            exchange.status = reply.status
+        return reply
+
+    async def _reply(self, call: Call, exchange: Exchange) -> Reply:
+        dialect = self._router.owner(call.path)
         try:
             dialect, route, params = self._router.find(call)
-            template = route.path
+            exchange.route = route.path
             caller = Caller(call.peer) if route.public else self._gate.admit(call.headers, call.peer)
-            reply = await self._answer(route, replace(call, params=params, caller=caller))
+            return await self._answer(route, replace(call, params=params, caller=caller))
         except QuiverError as error:
-            reply = refuse(dialect, error)
+            exchange.error = error.code
+            return refuse(dialect, error, self.admission.load(error))
         except Exception:
-            log.exception("a handler failed", route=template)
-            reply = refuse(dialect, QuiverError("the server failed; the log says why"))
-        if reply.timings:
-            reply = replace(reply, headers={**reply.headers, "server-timing": _server_timing(reply.timings)})
-        self._observer.request_answered(dialect.name, template, reply.status, time.perf_counter() - start)
-        return reply
+            log.exception("a handler failed", route=exchange.route)
+            exchange.error = QuiverError.code
+            return refuse(dialect, QuiverError("the server failed; the log says why"))
+        finally:
+            exchange.dialect = dialect.name
 
     async def _answer(self, route: Route, call: Call) -> Reply:
         """Run a handler within its deadline, at a place of its own if it is work."""

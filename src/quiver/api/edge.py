@@ -12,7 +12,7 @@ from http import HTTPStatus
 from urllib.parse import unquote
 
 from quiver.admission import Admission
-from quiver.api.call import PATIENCE, Dialect, Reply, Route, patience, refuse
+from quiver.api.call import PATIENCE, Dialect, Reply, Route, load_headers, patience, refuse
 from quiver.api.router import Router
 from quiver.config import ServerConfig
 from quiver.errors import Overloaded, QuiverError, TooSlow
@@ -96,8 +96,14 @@ class Edge:
                 self._ready_made.clear()
             self._ready_made[key] = _wire(refuse(dialect, error), closes=closes)
         head, body = self._ready_made[key]
-        request_id, origin = random.getrandbits(128), self._allowed_origin(given)
-        return Refusal(b"%bx-request-id: req_%032x\r\n%b\r\n%b" % (head, request_id, origin, body), closes)
+        request_id, rest = random.getrandbits(128), self._load(dialect, error) + self._allowed_origin(given)
+        return Refusal(b"%bx-request-id: req_%032x\r\n%b\r\n%b" % (head, request_id, rest, body), closes)
+
+    def _load(self, dialect: Dialect, error: QuiverError) -> bytes:
+        """Write what an API's refusals say of the load: it moves, so that nothing of it is remembered."""
+        if dialect.refusal_headers is None:
+            return b""
+        return _lines(load_headers(dialect, error, self.admission.load(error)))
 
     def _allowed_origin(self, given: Mapping[bytes, bytes]) -> bytes:
         """Let a page in a browser read why it is refused, where it may call at all."""
@@ -123,6 +129,9 @@ def _wire(reply: Reply, *, closes: bool) -> tuple[bytes, bytes]:
     headers = {"content-type": reply.media_type, "content-length": str(len(reply.body)), **reply.headers}
     if closes:
         headers["connection"] = "close"
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     phrase = HTTPStatus(reply.status).phrase
-    return f"HTTP/1.1 {reply.status} {phrase}\r\n{lines}".encode("latin-1"), reply.body
+    return f"HTTP/1.1 {reply.status} {phrase}\r\n".encode("latin-1") + _lines(headers), reply.body
+
+
+def _lines(headers: Mapping[str, str]) -> bytes:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")

@@ -11,6 +11,7 @@ import numpy as np
 
 from quiver.api.call import Call, Dialect, Reply, Route, decode_json, explain
 from quiver.api.vectors import in_form, write_array, write_object
+from quiver.capacity import Load, Queue
 from quiver.errors import (
     DeadlineExceeded,
     InferenceFailed,
@@ -216,10 +217,21 @@ def _ranked(documents: Sequence[Document], index: int, score: np.float32, *, sco
 def _backpressure(service: Service, model: str) -> Mapping[str, str]:
     """Let callers pace themselves: what waits and what may wait, in tokens, and how long a new request would wait."""
     queue = service.queue(model)
+    return _queue_headers(queue, queue.seconds)
+
+
+def refusal_headers(error: QuiverError, load: Load) -> Mapping[str, str]:
+    """Say the same where a request is refused for its wait, which is no shorter than `retry-after` has it."""
+    if not isinstance(error, Overloaded | DeadlineExceeded):
+        return {}
+    return _queue_headers(load.queue, max(load.queue.seconds, error.retry_after_seconds))
+
+
+def _queue_headers(queue: Queue, seconds: float) -> Mapping[str, str]:
     return {
         "x-queue-depth": str(queue.tokens),
         "x-queue-capacity": str(queue.capacity_tokens),
-        "x-estimated-wait-ms": str(round(queue.seconds * 1000)),
+        "x-estimated-wait-ms": str(round(seconds * 1000)),
     }
 
 
@@ -324,4 +336,5 @@ INFERENCE_API = Dialect(
     render_error=render_error,
     statuses={UnknownModel: 400, Overloaded: 503, DeadlineExceeded: 503},
     error=ErrorReply,
+    refusal_headers=refusal_headers,
 )

@@ -4,7 +4,8 @@ https://platform.openai.com/docs/api-reference/embeddings
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Literal, cast
 
@@ -13,9 +14,10 @@ import msgspec
 from quiver import types
 from quiver.api.call import Call, Dialect, Reply, Route, decode_json
 from quiver.api.vectors import in_form, write_array, write_object
-from quiver.errors import EngineError, InvalidInput, QuiverError, Unavailable
+from quiver.capacity import Load, Places, Queue
+from quiver.errors import EngineError, InvalidInput, Overloaded, QuiverError, Unavailable
 from quiver.service import Service
-from quiver.types import Embeddings, EmbedRequest, Input, ModelStatus, Places, Queue
+from quiver.types import Embeddings, EmbedRequest, Input, ModelStatus
 
 MINUTE_MS = 60_000
 
@@ -119,14 +121,25 @@ async def create_embeddings(service: Service, call: Call) -> Reply:
     timings = embeddings.usage.timings
     written = await render_embeddings(embeddings, as_base64=body.encoding_format == "base64")
     processing = {"openai-processing-ms": str(round(timings.total * 1000))}
-    headers = {**processing, **_rate_limits(service.queue(embeddings.model), call.places, timings.total)}
+    places = call.places and replace(call.places, taken=max(0, call.places.taken - 1))  # it gives its own place back
+    headers = {**processing, **_rate_limits(service.queue(embeddings.model), places, timings.total)}
     return Reply(200, written, headers=headers, timings=timings)
+
+
+def refusal_headers(error: QuiverError, load: Load) -> Mapping[str, str]:
+    """Say what is left when too much has come: of what the request was refused for, nothing."""
+    if not isinstance(error, Overloaded):
+        return {}
+    queue, places, seconds = load.queue, load.places, error.retry_after_seconds
+    if places is None or places.taken < places.limit:
+        queue = replace(queue, tokens=queue.capacity_tokens, seconds=seconds)
+    return _rate_limits(queue, places, seconds)
 
 
 def _rate_limits(queue: Queue, places: Places | None, seconds: float) -> dict[str, str]:
     """Say what is left of what a client may send: tokens that may wait, and requests at work where they are bounded.
 
-    `seconds` is what a request takes: so long, at least, until those that are at work have ended.
+    `seconds` is how long it takes, at least, until those that are at work have ended.
     """
     headers = {
         "x-ratelimit-limit-tokens": str(queue.capacity_tokens),
@@ -134,11 +147,10 @@ def _rate_limits(queue: Queue, places: Places | None, seconds: float) -> dict[st
         "x-ratelimit-reset-tokens": go_duration(queue.seconds),
     }
     if places:
-        others = max(0, places.taken - 1)  # whoever reads this has given its place back
         headers |= {
             "x-ratelimit-limit-requests": str(places.limit),
-            "x-ratelimit-remaining-requests": str(places.limit - others),
-            "x-ratelimit-reset-requests": go_duration(max(queue.seconds, seconds) if others else 0),
+            "x-ratelimit-remaining-requests": str(places.limit - places.taken),
+            "x-ratelimit-reset-requests": go_duration(max(queue.seconds, seconds) if places.taken else 0),
         }
     return headers
 
@@ -243,4 +255,5 @@ OPENAI = Dialect(
     routes=[*_routes("/v1"), *_routes(""), AZURE],
     render_error=render_error,
     error=ErrorReply,
+    refusal_headers=refusal_headers,
 )

@@ -153,6 +153,11 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "drain_delay_seconds": (lambda value: value >= 0, "0 or more"),
     "max_model_bytes": (lambda value: value >= 0, "0 or more"),
     "model": (lambda value: len(value) > 0, "at least one model"),
+    "otlp_endpoint": (
+        lambda value: bool(re.fullmatch(r"((https?://)?([\w.-]+|\[[\da-fA-F:.]+\])(:\d+)?/?)?", value)),
+        "an address such as http://localhost:4317",
+    ),
+    "otlp_sample_ratio": (lambda value: 0 <= value <= 1, "0 to 1"),
     "cache_entries": (lambda value: value >= 0, "0 or more"),
     "cache_bytes": (lambda value: value >= 0, "0 or more"),
     "cache_ttl_seconds": (lambda value: value > 0, "more than 0"),

@@ -103,6 +103,25 @@ class ServerConfig:
         "How log lines look; auto: text at a terminal, JSON elsewhere.",
         also=("LOG_FORMAT", "JSON_OUTPUT=json", "--json-output=json"),
     )
+    otlp_endpoint: str = setting(
+        "",
+        "Collector of OpenTelemetry to send traces to, by gRPC (http://localhost:4317; https:// with TLS); empty: none. "
+        "Needs the extra `otel`.",
+        also=("OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    )
+    otlp_service_name: str = setting(
+        "quiver",
+        "What the server is called in its traces.",
+        also=("OTLP_SERVICE_NAME", "OTEL_SERVICE_NAME", "SERVICE_NAME"),
+    )
+    otlp_traces: bool = setting(
+        True, "Send traces where `otlp_endpoint` is set; false: none all the same.", also=("OTEL_ENABLED",)
+    )
+    otlp_sample_ratio: float = setting(
+        1.0,
+        "Part of the traces that is sent, from 0 to 1; a request that belongs to a trace goes with it, sent or not.",
+        also=("OTEL_SAMPLE_RATIO",),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +173,14 @@ class ModelsConfig:
     batch_inputs: tuple[int, ...] = setting(
         (),
         "Most inputs in one forward pass; default: `batch_tokens` alone decides. One for all models, or one for each.",
-        also=("MAX_BATCH_REQUESTS", "BATCH_SIZES", "INFINITY_BATCH_SIZE", "--max-batch-requests", "--batch-size"),
+        also=(
+            "MAX_BATCH_REQUESTS",
+            "BATCH_SIZES",
+            "INFINITY_BATCH_SIZE",
+            "INFERENCE_GPU_BATCH_SIZE",
+            "--max-batch-requests",
+            "--batch-size",
+        ),
     )
     onnx_file: tuple[str, ...] = setting(
         (),

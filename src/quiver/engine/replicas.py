@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from quiver.backends.sessions import cores
+from quiver.capacity import Queue
 from quiver.config import ANY, EngineConfig, ModelsConfig, ModelSettings
 from quiver.engine import model as models
 from quiver.engine import statuses
@@ -38,7 +39,7 @@ from quiver.models.catalogue import Catalogue, ModelSpec
 from quiver.models.hub import Found, Progress, resolve
 from quiver.models.spec import with_pooling
 from quiver.telemetry.observer import Observer
-from quiver.types import Caller, FileProgress, Kind, ModelState, ModelStatus, Queue
+from quiver.types import Caller, FileProgress, Kind, ModelState, ModelStatus
 
 RETRY_LOAD_SECONDS = 30.0
 """A model that could not be loaded is not tried again sooner."""
@@ -129,6 +130,11 @@ class Replicas:
         """Tell what waits for a model."""
         replica = self._replicas.get(self._find(name))
         return replica.scheduler.queue if replica else Queue(0, 0, self._config.max_waiting_tokens, 0.0)
+
+    def shortest_queue(self, model: str | None = None) -> Queue:
+        """Tell what waits for a model, by its id; where none is named, for the one for which the least does."""
+        queues = [r.scheduler.queue for r in self.loaded if model in (None, r.model.spec.id)]
+        return min(queues, key=lambda queue: queue.seconds, default=Queue(0, 0, self._config.max_waiting_tokens, 0.0))
 
     @property
     def is_complete(self) -> bool:

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from quiver.backends.sessions import cores
+from quiver.capacity import Limits
 from quiver.config import EngineConfig, Scope
 from quiver.engine.cache import Cache, Origin
 from quiver.engine.encoders import Encoders
@@ -16,7 +17,7 @@ from quiver.engine.replicas import Replica
 from quiver.engine.watchdog import Watchdog
 from quiver.errors import InvalidInput, TooManyInputs
 from quiver.telemetry.observer import Observer
-from quiver.types import Caller, Encoding, Floats, Input, Limits, ModelRequest, Pair, Priority, Timings, Usage
+from quiver.types import Caller, Encoding, Floats, Input, ModelRequest, Pair, Priority, Timings, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,11 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """A result for each input, how long they waited for a lane, and which of them were known before."""
+    """A result for each input, how long each waited for a lane, and which of them were known before."""
 
     results: Sequence[Floats]
-    queue: float
+    waits: Sequence[float]
+    """Of those that were computed, in seconds."""
     cached: tuple[int, ...] = ()
 
 
@@ -161,13 +163,13 @@ class Runner:
 
         async def compute(places: Sequence[int]) -> Sequence[Floats]:
             given = await self._submit(replica, request, [encodings[i] for i in places], caller)
-            waits.append(given.queue)
+            waits.extend(given.waits)
             return given.results
 
         keys = known.cache.keys.of(known.origin(replica, caller), encodings)
         found = await known.cache.look_up(keys, compute, urgent=request.priority is Priority.INTERACTIVE)
         cached = tuple(i for i, is_cached in enumerate(found.cached) if is_cached)
-        return _Given(found.results, sum(waits), cached)
+        return _Given(found.results, waits, cached)
 
     async def _submit(
         self, replica: Replica, request: ModelRequest, encodings: Sequence[Encoding], caller: Caller
@@ -175,18 +177,26 @@ class Runner:
         """Compute all of them."""
         waits: list[float] = []
         results = await replica.scheduler.submit(
-            encodings, caller=caller, priority=request.priority, note_wait=waits.append
+            encodings, caller=caller, priority=request.priority, note_waits=waits.extend
         )
-        return _Given(results, sum(waits))
+        return _Given(results, waits)
 
     def _usage(
         self, replica: Replica, encodings: Sequence[Encoding], start: float, encoded: float, given: _Given
     ) -> Usage:
         end = time.perf_counter()
+        timings = Timings(
+            encode=encoded - start,
+            compute=end - encoded,
+            total=end - start,
+            queue=sum(given.waits) / max(1, len(given.waits)),
+            first=min(given.waits, default=0.0),
+            start=start,
+        )
         usage = Usage(
             num_tokens=sum(map(len, encodings)),
             truncated=tuple(i for i, encoding in enumerate(encodings) if encoding.truncated),
-            timings=Timings(encode=encoded - start, compute=end - encoded, total=end - start, queue=given.queue),
+            timings=timings,
             cached=given.cached,
         )
         num_read = usage.num_tokens - sum(len(encodings[i]) for i in given.cached)

@@ -17,13 +17,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from quiver.capacity import Queue
 from quiver.engine.attempts import Attempts, Compute, Outcome
 from quiver.engine.packing import Budget
 from quiver.engine.waiting import Capacity, Expected, Group, Ticket, Waiting
 from quiver.engine.watchdog import Watchdog
 from quiver.errors import Closed, DeadlineExceeded, EngineError, LaneDied, Overloaded, QuiverError, Stalled
 from quiver.telemetry.observer import Observer
-from quiver.types import Caller, Encoding, Floats, Priority, Queue
+from quiver.types import Caller, Encoding, Floats, Priority
 
 MEMORY_SECONDS = 60.0
 """How long batches stay small after one for which there was no memory."""
@@ -133,11 +134,11 @@ class Scheduler:
         *,
         caller: Caller,
         priority: Priority,
-        note_wait: Callable[[float], None] = lambda _: None,
+        note_waits: Callable[[Sequence[float]], None] = lambda _: None,
     ) -> Sequence[Floats]:
         """Return a result for each, in order; the whole request gets in or none. Raises `Unavailable` or `EngineError`.
 
-        `note_wait` is told the seconds until a lane was free, on average over the inputs.
+        `note_waits` is told the seconds until a lane was free, for each of the inputs.
         """
         start, future = time.perf_counter(), self._loop.create_future
         group = Group(caller.id, next(self._numbers), priority, caller.deadline)
@@ -147,7 +148,7 @@ class Scheduler:
             results = await asyncio.gather(*(ticket.future for ticket in tickets))
         finally:
             self._abandon(tickets)
-        note_wait(sum(ticket.taken_at - start for ticket in tickets) / max(1, len(tickets)))
+        note_waits([ticket.taken_at - start for ticket in tickets])
         return results
 
     def _admit(self, tickets: Sequence[Ticket], caller: Caller, priority: Priority) -> None:
@@ -161,7 +162,7 @@ class Scheduler:
             expected = waiting.expect(asked, caller.id, priority, now)
             has_room = waiting.has_room(len(tickets), asked, self._bounds.capacity)
             if not has_room or not expected.fits(min(caller.seconds_left(), self._bounds.max_wait_seconds)):
-                raise overloaded(waiting.num_tokens, waiting.num_tokens / waiting.rate)
+                raise overloaded(self._name, waiting.num_tokens, waiting.num_tokens / waiting.rate)
             waiting.push(tickets, now)
             self._changed.notify(len(tickets))
 
@@ -282,11 +283,10 @@ class Scheduler:
             self._loop.call_soon_threadsafe(_resolve, batch, outcomes)
 
 
-def overloaded(waiting: int, seconds: float) -> Overloaded:
+def overloaded(model: str, waiting: int, seconds: float) -> Overloaded:
     """Say that too much waits already, and when to come back."""
-    return Overloaded(
-        f"{waiting} tokens are waiting already; come back in {seconds:.1f} s", retry_after_seconds=seconds
-    )
+    message = f"{waiting} tokens are waiting already; come back in {seconds:.1f} s"
+    return Overloaded(message, retry_after_seconds=seconds, model=model)
 
 
 def _like(error: QuiverError) -> QuiverError:

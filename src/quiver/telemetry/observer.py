@@ -1,7 +1,10 @@
 """The one object that the layers report to; the only file that knows prometheus."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -15,6 +18,33 @@ log = structlog.get_logger(__name__)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _TOKENS = (8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 4096, 16384)
 _INPUTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request on its way to its reply: what it is, and what it comes to."""
+
+    method: str
+    start: float = field(default_factory=time.perf_counter)
+    dialect: str = ""
+    route: str = "unmatched"
+    """A template, never a path that a client chose."""
+    status: int = 0
+    """0: not answered yet."""
+    error: str = ""
+    """The code of an error, if it ended with one."""
+
+
+class Tracer(Protocol):
+    """Where requests are told one by one, if anywhere (`telemetry/traces.py`)."""
+
+    def tracing(self, exchange: Exchange, headers: Mapping[str, str]) -> AbstractContextManager[None]:
+        """Follow a request until it is answered or given up; its headers tell the trace that it belongs to."""
+        ...
+
+    def inputs_computed(self, model: str, inputs: int, tokens: int, timings: Timings) -> None:
+        """Note what the request at hand computed."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +77,8 @@ class _Watched(Collector):
 class Observer:
     """Counts and times; its registry is its own, so that two servers in one process do not mix."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracer: Tracer | None = None) -> None:
+        self._tracer = tracer
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._requests = Counter(
@@ -92,10 +123,14 @@ class Observer:
             registry=registry,
         )
 
-    def request_answered(self, dialect: str, route: str, status: int, seconds: float) -> None:
-        """Count a reply; `route` is a template, never a path that a client chose."""
-        self._requests.labels(dialect, route, status).inc()
-        self._latency.labels(route).observe(seconds)
+    @contextmanager
+    def exchange(self, method: str, headers: Mapping[str, str]) -> Iterator[Exchange]:
+        """Count a request once it is answered: whoever answers it fills in what is yielded."""
+        exchange = Exchange(method)
+        with self._tracer.tracing(exchange, headers) if self._tracer else nullcontext():
+            yield exchange
+        self._requests.labels(exchange.dialect, exchange.route, exchange.status).inc()
+        self._latency.labels(exchange.route).observe(time.perf_counter() - exchange.start)
 
     def inputs_computed(self, model: str, inputs: int, tokens: int, timings: Timings) -> None:
         """Count what one request computed."""
@@ -103,6 +138,8 @@ class Observer:
         self._tokens.labels(model).inc(tokens)
         self._stages.labels("encode").observe(timings.encode)
         self._stages.labels("compute").observe(timings.compute)
+        if self._tracer:
+            self._tracer.inputs_computed(model, inputs, tokens, timings)
 
     def batch_computed(self, model: str, tokens: int, seconds: float) -> None:
         """Count one forward pass."""
