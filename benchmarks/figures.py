@@ -97,7 +97,7 @@ async def measure_int8(rounds: int) -> float:
     texts = Workload(seed=1, size=256).texts
     engines = {}
     for dtype in ("float32", "int8"):
-        engines[dtype] = app.build(config.load(env={}, flags={"dtype": dtype})).engine
+        engines[dtype] = app.build(config.load(env={}, flags={"dtype": dtype, "cache_entries": 0})).engine
         await engines[dtype].load(lambda *_: None)
     ratios = []
     for _ in range(rounds + 1):

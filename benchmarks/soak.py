@@ -30,7 +30,7 @@ console = Console()
 async def run(options: argparse.Namespace) -> tuple[Samples, dict[int, int]]:
     """Start a server, load it and watch it."""
     seconds, samples, counts = 60 * options.minutes, Samples(), dict[int, int]()
-    with serving() as server:
+    with serving("--cache-entries", "0") as server:
         async with Pool(await asyncio.to_thread(server.ready_url)) as pool:
             process = psutil.Process(server.process.pid)
             telling = asyncio.create_task(tell(samples, seconds))

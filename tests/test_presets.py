@@ -239,6 +239,9 @@ NAMES = {
         ("INFINITY_LOG_LEVEL", "critical", "log_level", "error"),
         ("INFINITY_MAX_CLIENT_BATCH_SIZE", "10", "max_client_batch_size", 10),
     ],
+    "fastembed-query-api": [
+        ("REDIS_URL", "redis://127.0.0.1:6379/9", "redis_url", "redis://127.0.0.1:6379/9"),
+    ],
 }  # fmt: skip
 """What the documents of each system list and Quiver has, by preset: the name, a value, and what it sets here."""
 
@@ -271,8 +274,8 @@ def test_a_preset_is_called_in_traces_what_its_system_is(preset, name):
 
 @pytest.mark.parametrize("preset", CALLS)
 def test_names_without_a_counterpart_stop_nothing(preset):
-    """Caches, certificates and the like of another system are no settings of ours, and no mistake either."""
-    others = ("SERVER_SSL_ENABLED", "REDIS_URL", "RUST_LOG", "CUDA_ARENA_SIZE", "INFINITY_DEVICE", "PATH_SOCKETS",
+    """Certificates and the like of another system are no settings of ours, and no mistake either."""
+    others = ("SERVER_SSL_ENABLED", "RUST_LOG", "CUDA_ARENA_SIZE", "INFINITY_DEVICE", "PATH_SOCKETS",
               "OTEL_LOGS_ENABLED", "INFERENCE_MODEL_PATH")  # fmt: skip
     assert load(preset, **dict.fromkeys(others, "anything")) == load(preset)
 
