@@ -201,9 +201,9 @@ def test_the_speed_is_tokens_by_time():
 async def test_what_cannot_be_done_in_time_any_more_is_told_instead_of_computed():
     """A request that came to wait longer than expected is answered when its turn comes, and costs nobody else's time."""
     async with Lanes(rate=1000.0) as lanes:
-        hopeless = lanes.ask_behind_a_running_batch(encodings([400, 400]), caller=Caller("c", time.monotonic() + 1.2))
+        hopeless = lanes.ask_behind_a_running_batch(encodings([400, 400]), caller=Caller("c", time.monotonic() + 1.0))
         first, late = await hopeless
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(0.8)
         in_time = lanes.ask(encodings([30]))
         await asyncio.sleep(0)
         lanes.gate.set()

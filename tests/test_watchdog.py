@@ -73,6 +73,16 @@ async def test_a_stuck_tokenizer_is_told_to_everyone():
         encoders.close()
 
 
+async def test_much_work_is_not_stuck_because_it_takes_long():
+    """The limit grows with the texts: one of a million characters may take longer than a short one."""
+    async with Watchdog(stall_seconds=0.1) as watchdog:
+        encoders = Encoders(1, watchdog)
+        assert await encoders.run(lambda: time.sleep(1) or 7, size=1_000_000) == 7
+        with pytest.raises(Stalled):
+            await encoders.run(lambda: time.sleep(1), size=10)
+        encoders.close()
+
+
 async def test_whatever_ends_a_tokenizers_thread_is_an_error():
     """What would end a thread, or the loop, reaches the one who asked; the next text is encoded."""
 

@@ -64,6 +64,10 @@ def vector_of(model: str, ids: Ints) -> Floats:
     return vector / np.sqrt((vector * vector).sum(keepdims=True))
 
 
+FULL_SPEED = 20_000.0
+"""Tokens a second that a stub's warm-up would find, where it does not sleep for each token."""
+
+
 @dataclass(slots=True)
 class Behaviour:
     """How a stub behaves without being asked to."""
@@ -171,10 +175,12 @@ async def serve(settings: config.Config, behaviour: Behaviour, lanes: int) -> No
     memory.keep_small()
     parts = app.build(settings)
 
+    speed = 1 / behaviour.seconds_per_token if behaviour.seconds_per_token else FULL_SPEED
+
     async def load() -> None:
         await asyncio.sleep(behaviour.load_seconds)
         for name in settings.models.model:
-            parts.engine.replicas.add(name, stub_model(name, behaviour, lanes=lanes), WarmUp())
+            parts.engine.replicas.add(name, stub_model(name, behaviour, lanes=lanes), WarmUp(tokens_per_second=speed))
 
     await app.run(parts, load)
 

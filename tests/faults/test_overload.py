@@ -73,12 +73,12 @@ async def test_goodput_holds_at_five_times_the_peak(seconds, capsys):
 async def test_a_refusal_says_when_to_come_back():
     """It has the dialect's shape, a time to come back, and a connection that stays open for the next try."""
     texts = ["x" * 300] * 10  # six tenths of a second
-    with stub(behave=SLOW, max_wait_seconds=1.0, lanes=1) as server:
+    with stub(behave=SLOW, max_wait_seconds=0.5, lanes=1) as server:
         async with Pool(server.ready_url()) as pool:
-            filling = [asyncio.create_task(pool.ask(embed(texts, headers=HURRY))) for _ in range(4)]
+            filling = [asyncio.create_task(pool.ask(embed(3 * texts))) for _ in range(4)]
             await asyncio.sleep(0.1)
             answers = {
-                path: await pool.ask(embed(texts, headers=HURRY).replace(b"/v1/embeddings", path.encode()))
+                path: await pool.ask(embed(4 * texts, headers=HURRY).replace(b"/v1/embeddings", path.encode()))
                 for path in ("/v1/embeddings", "/cohere/v2/embed", "/tei/embed")
             }
             assert {answer.status for answer in await asyncio.gather(*filling)} == {200, 429}

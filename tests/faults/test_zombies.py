@@ -132,7 +132,10 @@ async def test_a_lane_that_stalls_is_not_waited_for():
     with stub(stall_seconds=STALL_SECONDS) as server:
         async with Pool(server.ready_url()) as pool:
             start = time.perf_counter()
-            stalls = [asyncio.create_task(pool.ask(embed(["!stall 60"]))) for _ in range(2)]
+            stalls = []
+            for _ in range(2):  # one after the other: both would fit into one lane's batch
+                stalls.append(asyncio.create_task(pool.ask(embed(["!stall 60"]))))
+                await asyncio.sleep(0.1)
             answer, ledger = await beside(pool, embed(["!stall 60"]))
             statuses = {answer.status, *(stalled.status for stalled in await asyncio.gather(*stalls))}
             assert statuses == {503}

@@ -12,6 +12,9 @@ from quiver.errors import EngineError, Stalled
 
 T = TypeVar("T")
 
+SLOWEST = 20_000
+"""Characters a second that even a slow tokenizer on a busy machine turns into tokens."""
+
 
 class Encoders:
     """A pool of watched threads; made and used on one event loop. The end of the process does not wait for them."""
@@ -27,14 +30,17 @@ class Encoders:
         for i in range(threads):
             threading.Thread(target=self._serve, name=f"encode-{i}", daemon=True).start()
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Do what would hold up the event loop (a long text takes milliseconds). Raises `Stalled`."""
+    async def run(self, work: Callable[[], T], *, size: int = 0) -> T:
+        """Do what would hold up the event loop (a long text takes milliseconds). Raises `Stalled`.
+
+        `size` is how much it is, in characters or tokens: much work is not stuck because it takes long.
+        """
         if self.fault.done():
             raise Stalled(self.fault.result().message)
         future: asyncio.Future[T] = self._loop.create_future()
         self._waiting.add(future)
         try:
-            self._works.put(lambda: self._do(work, future))
+            self._works.put(lambda: self._do(work, future, size / SLOWEST))
             return await future
         finally:
             self._waiting.discard(future)
@@ -43,11 +49,11 @@ class Encoders:
         while work := self._works.get():
             work()
 
-    def _do(self, work: Callable[[], T], future: asyncio.Future[T]) -> None:
+    def _do(self, work: Callable[[], T], future: asyncio.Future[T], limit_seconds: float) -> None:
         if future.cancelled():
             return  # its client has gone
         try:
-            with self._watchdog.watching("a tokenizer", self._on_stalled):
+            with self._watchdog.watching("a tokenizer", self._on_stalled, limit_seconds=limit_seconds):
                 result = work()
         except Exception as error:  # noqa: BLE001  whoever waits for it gets it
             self._settle(future, None, error)

@@ -170,7 +170,7 @@ class Engine:
             prompt, special = choose_prompt(spec.prompts, name=request.prompt_name), request.special_tokens
             texts = [prompt + text for text in request.texts]
             tokens = await self._runner.encoders.run(
-                lambda: [tokenizer.tokens(text, special_tokens=special) for text in texts]
+                lambda: [tokenizer.tokens(text, special_tokens=special) for text in texts], size=sum(map(len, texts))
             )
             return Tokenization(spec.id, tokens, texts)
 
@@ -180,7 +180,8 @@ class Engine:
             self._runner.check_count(len(request.ids), "ids")
             tokenizer, special = replica.model.tokenizer, request.special_tokens
             return await self._runner.encoders.run(
-                lambda: [tokenizer.decode(ids, special_tokens=special) for ids in request.ids]
+                lambda: [tokenizer.decode(ids, special_tokens=special) for ids in request.ids],
+                size=sum(map(len, request.ids)),
             )
 
     def _lease(self, request: ModelRequest, *kinds: Kind) -> AbstractAsyncContextManager[Replica]:

@@ -148,7 +148,7 @@ class Runner:
         tokenizer, side = replica.model.tokenizer, request.truncate_side
         truncate = self._config.truncate if request.truncate is None else request.truncate
         encode = partial(tokenizer.encode, inputs, truncate=truncate or bool(form.fill), side=side, prompt=form.prompt)
-        encodings: Sequence[Encoding] = await self.encoders.run(encode)
+        encodings: Sequence[Encoding] = await self.encoders.run(encode, size=_size(inputs))
         if form.fill:
             encodings = tokenizer.fill(encodings, form.fill)
         if form.per_token or form.unscaled:
@@ -209,6 +209,11 @@ def _scope(scope: Scope, caller: Caller) -> str:
     if scope == "shared":
         return ""
     return caller.account or (f"caller {caller.id}" if scope == "caller" else "")
+
+
+def _size(inputs: Sequence[Input | Pair]) -> int:
+    """Count characters, or tokens that were given."""
+    return sum([len(i.query) + len(i.document) if isinstance(i, Pair) else len(i) for i in inputs])
 
 
 def _check_tokens(encodings: Sequence[Encoding]) -> None:

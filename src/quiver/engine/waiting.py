@@ -151,10 +151,14 @@ class Waiting:
         return batch, late
 
     def _is_late(self, ticket: Ticket, now: float) -> bool:
-        """Tell whether what is left of a ticket's request cannot be done in time, with all lanes; give it up then."""
-        group = ticket.group
-        left = len(ticket.encoding) + self._backlogs[group.priority].of(group.caller, group.number)
-        group.is_late = now + left / self.rate > group.deadline
+        """Tell whether what is left of a ticket's request cannot be done in time, not even at twice the speed.
+
+        It is given up then, for the sake of others; if there are none, it may as well be tried.
+        """
+        group, backlog = ticket.group, self._backlogs[ticket.group.priority]
+        left = backlog.of(group.caller, group.number)
+        others = self.num_tokens - left
+        group.is_late = others > 0 and now + (len(ticket.encoding) + left) / (2 * self.rate) > group.deadline
         return group.is_late
 
     def _pop(self) -> Ticket | None:
