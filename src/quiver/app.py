@@ -192,7 +192,7 @@ async def _until(stopping: asyncio.Event, work: Coroutine[Any, Any, None], *othe
     await asyncio.wait({working, told, *others}, return_when=asyncio.FIRST_COMPLETED)
     ended = [other for other in others if other.done()]
     for task in (working, told):
-        task.cancel() if not task.done() else None
+        task.cancel()  # does nothing to one that is done
     for other in ended:
         raise EngineError(f"a part of the server ended: {other.exception()!r}")
     if working.done() and not working.cancelled():

@@ -84,9 +84,6 @@ class Waiting:
         self._turns: dict[Priority, Turns[Ticket]] = {p: Turns(lambda ticket: ticket.abandoned) for p in Priority}
         self._backlogs: dict[Priority, Backlog] = {p: Backlog() for p in Priority}
 
-    def __bool__(self) -> bool:
-        return any(self._turns.values())
-
     @property
     def num_tokens(self) -> int:
         """Tokens of all tickets."""
@@ -125,7 +122,9 @@ class Waiting:
         """Pop tickets in turn, to the budget; the first always fits. Drop abandoned ones.
 
         Returns the batch, and those whose request cannot be done in time any more: to compute them would only make
-        others late. One that does not fit is passed over by the next few that do and keeps its turn, so that it leads the next
+        others late.
+
+        One that does not fit is passed over by the next few that do and keeps its turn, so that it leads the next
         batch: hardly any batch is left half empty, and nobody is passed over twice.
         """
         batch: list[Ticket] = []
