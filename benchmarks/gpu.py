@@ -151,7 +151,8 @@ def make_ways(
     yield "padded", lambda: padded(model, inputs, options.device)
     if find_spec("sentence_transformers"):
         yield "sentence-transformers", sentence_transformers(folder, texts, options)
-    spec = ModelSpec(id="random/large", weights="random/large", dimensions=options.hidden, max_tokens=MAX_TOKENS)
+    sizes = {"dimensions": options.hidden, "max_tokens": MAX_TOKENS}
+    spec = ModelSpec(id="random/large", weights="random/large", pooling="mean", **sizes)
     backend = pytorch.load(ModelFiles(folder), spec, dtype=options.dtype, device=options.device)
     for budget in dict.fromkeys([backend.batch_tokens, *options.batch_tokens]):
         yield f"packed, {budget} tokens", lambda budget=budget: packed(backend, inputs, budget)
@@ -185,11 +186,12 @@ def sentence_transformers(folder: Path, texts: Sequence[str], options: argparse.
 
 
 def packed(backend: Backend, inputs: Sequence[Encoding], budget: int) -> Vectors:
-    """Do as the engine does: batches in the order of arrival, in the backend's lanes, pooled on the host."""
+    """Do as the engine does: batches in the order of arrival, in the backend's lanes."""
 
     def compute(batch: Sequence[Encoding]) -> Vectors:
         laid = pack(batch)
-        return normalise(pool(backend.forward(laid), laid.cu_seqlens, "mean"))
+        rows = backend.forward(laid)
+        return normalise(rows if len(rows) == len(batch) else pool(rows, laid.cu_seqlens, "mean"))
 
     with ThreadPoolExecutor(backend.lanes) as lanes:
         return np.concatenate(list(lanes.map(compute, batches(inputs, budget))))
@@ -197,12 +199,13 @@ def packed(backend: Backend, inputs: Sequence[Encoding], budget: int) -> Vectors
 
 def batches(inputs: Sequence[Encoding], budget: int) -> Iterator[list[Encoding]]:
     """Yield inputs in batches of at most `budget` tokens."""
-    batch: list[Encoding] = []
+    batch, total = list[Encoding](), 0
     for one in inputs:
-        if batch and sum(map(len, batch)) + len(one) > budget:
+        if batch and total + len(one) > budget:
             yield batch
-            batch = []
+            batch, total = [], 0
         batch.append(one)
+        total += len(one)
     yield batch
 
 

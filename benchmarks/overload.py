@@ -8,8 +8,10 @@ The client shares the cores with the server; what it takes of them is printed to
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +29,7 @@ from faults.load import OpenLoad, Pool, Shot, embed, open_load
 from faults.servers import stub
 from quiver.bench.plot import BLUE, GREY, INK
 from quiver.bench.workload import Workload
-from server_process import ServerProcess, serving
+from server_process import serving
 
 MULTIPLES = (0.5, 0.8, 1.0, 2.0, 5.0, 10.0)
 BARS = {2.0: 0.95, 5.0: 0.95, 10.0: 0.90}
@@ -38,7 +40,9 @@ SIZES = (1, 1, 1, 1, 1, 1, 2, 2, 4, 8)
 """Texts in a request."""
 FILLING = 400
 """Requests that keep the stub's lane asleep while refusals are counted."""
-REFUSALS_PER_SECOND = 500.0
+REFUSAL_BYTES = 180
+"""Of a refusal's body, roughly."""
+COST_CLIENTS, COST_SECONDS = 8, 2.0
 console = Console()
 
 
@@ -100,13 +104,21 @@ async def peak(pool: Pool, made: Sequence[Shot], seconds: float) -> float:
     return tokens / seconds
 
 
-def cpu_seconds(server: ServerProcess) -> float:
-    """Return the processor time that a server has taken."""
-    return float(sum(psutil.Process(server.process.pid).cpu_times()[:2]))
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has taken."""
+    return float(sum(psutil.Process(pid).cpu_times()[:2]))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An open load, and the peak around it in tokens a second."""
+
+    seen: OpenLoad
+    peak: float
 
 
 class Curve:
-    """Measures one point after the other, and the peak between them: on a shared machine it moves."""
+    """Measures one rate after the other, and the peak between them: on a shared machine it moves."""
 
     def __init__(self, pool: Pool, made: Sequence[Shot], options: argparse.Namespace) -> None:
         self._pool = pool
@@ -116,48 +128,52 @@ class Curve:
         """Of a request."""
 
     async def measure(self) -> list[Point]:
-        """Go through the multiples in several rounds; returns for each the round with the median goodput."""
+        """Go through the multiples in several rounds; what all rounds did is held against all their peaks."""
         rounds = [await self._round() for _ in range(self._options.rounds)]
-        return [sorted(points, key=lambda p: p.goodput)[len(points) // 2] for points in zip(*rounds, strict=True)]
+        return [describe(m, samples, self._options.deadline) for m, *samples in zip(MULTIPLES, *rounds, strict=True)]
 
-    async def _round(self) -> list[Point]:
-        points, before = list[Point](), await self._peak()
+    async def _round(self) -> list[Sample]:
+        options, samples, before = self._options, list[Sample](), await self._peak()
         for multiple in MULTIPLES:
-            options = self._options
-            seen = await open_load(
-                self._pool,
-                self._made,
-                multiple * before / self._tokens,
-                options.seconds,
-                patience=options.deadline + 5.0,
-            )
+            rate, patience = multiple * before / self._tokens, options.deadline + 5.0
+            seen = await open_load(self._pool, self._made, rate, options.seconds, patience=patience)
             after = await self._peak()
-            points.append(point := self._describe(multiple, seen, (before + after) / 2))
+            samples.append(Sample(seen, (before + after) / 2))
+            point = describe(multiple, samples[-1:], options.deadline)
             console.print(
-                f"{multiple:4g} ×: offered {point.offered:.0%}, goodput {point.goodput:.0%}, p50 {1e3 * point.p50:.0f} ms, "
-                f"p99 {1e3 * point.p99:.0f} ms, refused within {1e3 * point.refused_p99:.1f} ms, {point.statuses}"
+                f"{multiple:4g} ×: offered {point.offered:.0%}, goodput {point.goodput:.0%}, p99 {1e3 * point.p99:.0f} ms, "
+                f"refused within {1e3 * point.refused_p99:.1f} ms, {point.statuses}"
             )
             before = after
-        return points
+        return samples
 
     async def _peak(self) -> float:
         rate = await peak(self._pool, self._made, self._options.seconds / 2)
         console.print(f"peak: {rate / self._tokens:.0f} requests/s, {rate:,.0f} tokens/s")
         return rate
 
-    def _describe(self, multiple: float, seen: OpenLoad, peak: float) -> Point:
-        return Point(
-            multiple=multiple,
-            requests_per_second=len(seen.due) / seen.elapsed,
-            offered=float(seen.tokens.sum() / seen.elapsed / peak),
-            goodput=seen.goodput(self._options.deadline) / peak,
-            p50=seen.percentile(50),
-            p99=seen.percentile(99),
-            refused_p99=seen.percentile(99, 429),
-            client_cpu=seen.cpu_seconds / seen.elapsed,
-            late_p99=float(np.percentile(seen.late, 99)),
-            statuses=seen.counts(),
-        )
+
+def describe(multiple: float, samples: Sequence[Sample], deadline: float) -> Point:
+    """Put together what several rounds saw at one rate."""
+    loads, seconds = [sample.seen for sample in samples], sum(sample.seen.elapsed for sample in samples)
+    peaks = float(np.mean([sample.peak for sample in samples]))
+    status, taken = (np.concatenate([getattr(load, name) for load in loads]) for name in ("status", "seconds"))
+    p50, p99, refused_p99 = (
+        float(np.percentile(chosen, share)) if len(chosen := taken[status == wanted]) else float("nan")
+        for wanted, share in ((200, 50), (200, 99), (429, 99))
+    )
+    return Point(
+        multiple=multiple,
+        requests_per_second=sum(len(load.due) for load in loads) / seconds,
+        offered=float(np.mean([load.tokens.sum() / load.elapsed for load in loads])) / peaks,
+        goodput=float(np.mean([load.goodput(deadline) for load in loads])) / peaks,
+        p50=p50,
+        p99=p99,
+        refused_p99=refused_p99,
+        client_cpu=sum(load.cpu_seconds for load in loads) / seconds,
+        late_p99=float(np.percentile(np.concatenate([load.late for load in loads]), 99)),
+        statuses={int(s): int(n) for s, n in zip(*np.unique(status, return_counts=True), strict=True)},
+    )
 
 
 async def run(options: argparse.Namespace) -> list[Point]:
@@ -169,24 +185,50 @@ async def run(options: argparse.Namespace) -> list[Point]:
             return await Curve(pool, made, options).measure()
 
 
-async def refusal_cpu() -> float:
-    """Return the processor seconds that a server takes for a refusal, where its lanes sleep and take none."""
+async def refusal_cpu() -> tuple[float, float]:
+    """Return the processor seconds of a refusal, from a server whose lanes sleep, and of a bare application's reply."""
     query = Workload(size=64).texts[0]
-    with stub(behave={"latency_seconds": 0.5}, lanes=1) as server:
-        async with Pool(await asyncio.to_thread(server.ready_url)) as pool:
-            headers = {"x-request-timeout": "2"}
+    refused = embed([query], headers={"x-request-timeout": "0.1"})
+    with stub(behave={"latency_seconds": 0.5}, lanes=1) as server, bare(REFUSAL_BYTES) as (url, process):
+        async with Pool(await asyncio.to_thread(server.ready_url)) as pool, Pool(url) as echo:
             filling = [asyncio.create_task(pool.ask(embed(["x" * 400] * 8))) for _ in range(FILLING)]
             await asyncio.sleep(0.3)
-            shot = Shot(embed([query + " x" * 200] * 8, headers=headers))
-            await open_load(pool, [shot], REFUSALS_PER_SECOND, 0.5)
-            start = cpu_seconds(server)
-            seen = await open_load(pool, [shot], REFUSALS_PER_SECOND, 3.0)
-            spent = cpu_seconds(server) - start
+            assert (await pool.ask(refused)).status == 429  # noqa: PLR2004
+            rounds = [
+                (await cost(pool, refused, server.process.pid), await cost(echo, refused, process.pid))
+                for _ in range(3)
+            ]
             for task in filling:
                 task.cancel()
             await asyncio.wait(filling)
-    assert set(seen.counts()) == {429}, seen.counts()
-    return spent / len(seen.due)
+    refusal, reply = (float(np.median(costs)) for costs in zip(*rounds, strict=True))
+    return refusal, reply
+
+
+async def cost(pool: Pool, request: bytes, pid: int) -> float:
+    """Return the processor seconds that a server takes for each of a request that a few clients repeat."""
+    before, count, end = cpu_seconds(pid), 0, time.perf_counter() + COST_SECONDS
+
+    async def client() -> None:
+        nonlocal count
+        while time.perf_counter() < end:
+            await pool.ask(request)
+            count += 1
+
+    await asyncio.gather(*(client() for _ in range(COST_CLIENTS)))
+    return (cpu_seconds(pid) - before) / count
+
+
+@contextlib.contextmanager
+def bare(size: int) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run an application that does nothing but answer; it is gone afterwards."""
+    echo = Path(__file__).with_name("echo.py")
+    process = subprocess.Popen([sys.executable, str(echo), str(size)], stdout=subprocess.PIPE, text=True)  # noqa: S603
+    try:
+        yield process.stdout.readline().strip(), process
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def misses(points: Sequence[Point], deadline: float) -> Iterator[str]:
@@ -252,21 +294,31 @@ def dress(axes: Any, title: str, unit: str) -> None:
 def main() -> None:
     """Measure, print, and exit with 1 if a promise was not kept."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--seconds", type=float, default=10.0, help="of each rate (default: 10)")
-    arguments.add_argument("--rounds", type=int, default=3, help="of which the median counts (default: 3)")
+    arguments.add_argument("--seconds", type=float, default=16.0, help="of each rate (default: 16)")
+    arguments.add_argument("--rounds", type=int, default=4, help="which count together (default: 4)")
     arguments.add_argument("--deadline", type=float, default=2.0, help="of each request, in seconds (default: 2)")
     arguments.add_argument("--json", action="store_true", help="print one JSON object")
     arguments.add_argument("--plot", type=Path, help="draw into this PNG")
     options = arguments.parse_args()
     console.stderr = options.json
     points = uvloop.run(run(options))
-    cpu = uvloop.run(refusal_cpu())
+    refusal, reply = uvloop.run(refusal_cpu())
     show(points)
-    console.print(f"a refusal costs {1e6 * cpu:.0f} µs of the server's processor time")
+    console.print(
+        f"a refusal costs {1e6 * refusal:.0f} µs of processor time, a bare application's reply {1e6 * reply:.0f} µs"
+    )
     if options.plot:
         draw(points, options.deadline, options.plot)
     if options.json:
-        print(json.dumps({"points": [asdict(point) for point in points], "refusal_cpu_us": 1e6 * cpu}))
+        print(
+            json.dumps(
+                {
+                    "points": [asdict(point) for point in points],
+                    "refusal_cpu_us": 1e6 * refusal,
+                    "bare_cpu_us": 1e6 * reply,
+                }
+            )
+        )
     missed = list(misses(points, options.deadline))
     for miss in missed:
         console.print(f"[bold red]missed:[/] {miss}")

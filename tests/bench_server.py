@@ -62,9 +62,9 @@ class FakeServer:
         return [text for one in asked for text in ([one] if isinstance(one, str) else one)]
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[str]:
-        """Listen on a free port and yield the URL."""
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    async def running(self, port: int = 0) -> AsyncIterator[str]:
+        """Listen on a port, or a free one, and yield the URL."""
+        server = await asyncio.start_server(self._serve, "127.0.0.1", port)
         async with server:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/some/v1"
 
@@ -77,8 +77,8 @@ class FakeServer:
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        length = next(line.split(":")[1] for line in head.split("\r\n") if line.lower().startswith("content-length"))
-        body = json.loads(await reader.readexactly(int(length)))
+        lengths = [line.split(":")[1] for line in head.split("\r\n") if line.lower().startswith("content-length")]
+        body = json.loads(await reader.readexactly(int(lengths[0]))) if lengths else {}
         self.heads.append(head)
         self.bodies.append(body)
         reply = await self._answer(len(self.bodies), body)

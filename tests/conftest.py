@@ -3,16 +3,20 @@
 import asyncio
 import contextlib
 import importlib.util
+import logging
+import signal
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from fakes import LentBackend, hash_model
 from quiver import app
-from quiver.api.http import HttpServer
+from quiver.api.server import HttpServer
 from quiver.app import App
 from quiver.config import CacheConfig, Config, Dtype, ModelsConfig, ModelSettings
 from quiver.engine import model as loading
@@ -25,6 +29,9 @@ from quiver.models.files import ModelFiles
 from quiver.telemetry.observer import Tracer
 from quiver.types import Caller, EmbedRequest
 
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))  # as a server has it
+# A shell starts what runs in its background with SIGINT ignored, and every process of the tests would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 UNCACHED = CacheConfig(cache_entries=0)
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -68,13 +75,12 @@ async def assembled(
     the cache is off: most tests ask what is computed.
     """
     model = model or hash_model()
-    config = Config(
-        **{"cache": UNCACHED, **sections}, models=ModelsConfig(**{"model": (model.spec.id,), **(models or {})})
-    )
-    parts = app.build(config, openai_ids, tracer)
-    async with parts.stores, parts.engine, parts.service.jobs:
-        parts.engine.replicas.add(model.spec.id, model, WarmUp())
-        yield parts
+    with tempfile.TemporaryDirectory() as folder:  # nothing of this machine's own, such as keys, is found
+        given = {"model": (model.spec.id,), "data_dir": Path(folder), **(models or {})}
+        parts = app.build(Config(**{"cache": UNCACHED, **sections}, models=ModelsConfig(**given)), openai_ids, tracer)
+        async with parts.stores, parts.engine, parts.service.jobs:
+            parts.engine.replicas.add(model.spec.id, model, WarmUp())
+            yield parts
 
 
 @contextlib.asynccontextmanager
@@ -82,7 +88,10 @@ async def listening(model: Model | None = None, **sections: Any) -> AsyncIterato
     """Run a server with one model on a free port of this machine; yields its URL."""
     async with assembled(model, **sections) as parts:
         server = HttpServer(
-            parts.api, parts.edge, replace(parts.config.server, port=0, drain_seconds=2.0, drain_delay_seconds=0)
+            parts.main,
+            replace(parts.config.server, port=0, drain_seconds=2.0, drain_delay_seconds=0),
+            parts.config.tls,
+            parts.others,
         )
         running = asyncio.create_task(server.run_until_stopped())
         try:

@@ -23,7 +23,7 @@ class Fault(StrEnum):
     RESET = "reset"
     """The connection is reset in the middle of an answer."""
     GARBAGE = "garbage"
-    """The answer is noise of the same length."""
+    """The answer is noise of the same length, see `noise`."""
 
 
 FAULTS = [fault for fault in Fault if fault is not Fault.NONE]
@@ -113,7 +113,7 @@ class FaultProxy:
                 case Fault.LATENCY:
                     await asyncio.sleep(LATE_SECONDS)
                 case Fault.GARBAGE:
-                    data = os.urandom(len(data))
+                    data = noise(len(data))
                 case Fault.RESET:
                     writer.write(data[: len(data) // 2])
                     await writer.drain()
@@ -122,6 +122,15 @@ class FaultProxy:
             writer.write(data)
             await writer.drain()
         writer.close()
+
+
+def noise(size: int) -> bytes:
+    """Return bytes of which none is ASCII: no protocol of these has such messages.
+
+    One noise in some thousands looks to asyncpg like a row that it has not asked for, which ends the whole process
+    (https://github.com/MagicStack/asyncpg/issues/1033).
+    """
+    return bytes(byte | 0x80 for byte in os.urandom(size))
 
 
 def reset(writer: asyncio.StreamWriter) -> None:

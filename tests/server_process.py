@@ -6,6 +6,7 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -28,30 +29,32 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 
 def run(*arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    return subprocess.run(  # noqa: S603  our own command
-        [*QUIVER, *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        env=clean_environment(**env),
-        check=False,
-    )
+    """Run a command to its end; unless it is told where, what it keeps is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        return subprocess.run(  # noqa: S603  our own command
+            [*QUIVER, *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            env=clean_environment(**{"QUIVER_DATA_DIR": folder, **env}),
+            check=False,
+        )
 
 
 class ServerProcess:
-    """A server whose words on standard error are read as they come."""
+    """A server whose words on standard error are read as they come; it finds nothing of this machine's own, such as keys."""
 
     def __init__(self, *arguments: str, command: Sequence[str] = SERVE, **env: str) -> None:
         self.started = time.perf_counter()
+        self._folder = tempfile.TemporaryDirectory()
         self.process = subprocess.Popen(  # noqa: S603  our own command
             [*command, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env=clean_environment(**env),
+            env=clean_environment(**{"QUIVER_DATA_DIR": self._folder.name, **env}),
         )
         self.lines: list[str] = []
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -108,6 +111,7 @@ class ServerProcess:
         self.process.kill()
         self.process.wait()
         self._reader.join()
+        self._folder.cleanup()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Real stores for tests: a database of its own in SQLite and PostgreSQL for each test, and keys of its own in Redis.
 
-`QUIVER_TEST_POSTGRES` and `QUIVER_TEST_REDIS` name them where they are not at their usual ports. Where they are missing
+`TEST_POSTGRES_URL` and `TEST_REDIS_URL` name them where they are not as `make services-up` starts them. Where they are missing
 a test is skipped, but never in continuous integration (`CI` is set there): it fails.
 """
 
@@ -19,8 +19,8 @@ from sqlalchemy.engine import URL, make_url
 from quiver import db
 from quiver.db import Database
 
-POSTGRES = os.environ.get("QUIVER_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/test")
-REDIS = os.environ.get("QUIVER_TEST_REDIS", "redis://127.0.0.1:6379/0")
+POSTGRES = os.environ.get("TEST_POSTGRES_URL", "postgresql://postgres:quiver@127.0.0.1:5432/postgres")
+REDIS = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/0")
 
 
 def missing(store: str, url: str, error: Exception) -> None:
@@ -59,9 +59,10 @@ async def database_url(kind: str, folder: Path) -> AsyncIterator[str]:
 
 @contextlib.asynccontextmanager
 async def opened(url: str, **options: float) -> AsyncIterator[Database]:
-    """Open a database with its tables."""
+    """Open a database with its tables; however short its time limits are, those are made in peace."""
+    async with Database(url) as patient:
+        await db.upgrade(patient)
     async with Database(url, **options) as database:
-        await db.upgrade(database)
         yield database
 
 

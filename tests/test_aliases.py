@@ -7,7 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from quiver import config
-from quiver.cli import Command, with_settings
+from quiver.cli_settings import Command, with_settings
 from quiver.config import FIELDS, Config
 from quiver.errors import ConfigError
 from test_config import load, sample, value_of

@@ -13,17 +13,14 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import psutil
 import pytest
 from numpy.typing import NDArray
-from onnx import helper
 from safetensors.numpy import load_file, save_file
 
 import checkpoints
 import reference
 from quiver.backends import Backend, ct2, onnx, pytorch
-from quiver.backends.sessions import Sessions
 from quiver.engine.packing import pack
 from quiver.errors import LoadError, MissingExtra
 from quiver.models.catalogue import ModelSpec
@@ -162,15 +159,31 @@ def test_two_threads(loaded: Loaded) -> None:
 
 
 def test_close(name: str, tmp_path: Path) -> None:
-    """A closed backend gives its memory back."""
+    """A closed backend gives its memory back: so many in a row would hold four times one model's weights, or more."""
     folder = checkpoints.make(tmp_path, "bert", vocab=MANY_WORDS)
     spec = ModelSpec(id="test/tiny", weights="test/tiny", dimensions=48, max_tokens=POSITIONS)
-    backend = LOADERS[name].load(ModelFiles(folder), spec, dtype="float32", lanes=1)
+    held = []
+    for _ in range(5):
+        backend = LOADERS[name].load(ModelFiles(folder), spec, dtype="float32", lanes=1)
+        backend.forward(pack(drawn(5)))
+        backend.close()
+        del backend
+        gc.collect()
+        held.append(psutil.Process().memory_info().rss)
+    assert held[-1] - held[0] < 0.8 * MANY_WORDS * 48 * 4
+
+
+def test_weights_are_not_copied(tmp_path: Path) -> None:
+    """What ONNX Runtime looks up in a file stays there: a model of many words takes less memory than its words do."""
+    folder = checkpoints.make(tmp_path, "bert", vocab=MANY_WORDS)
+    spec = ModelSpec(id="test/tiny", weights="test/tiny", dimensions=48, max_tokens=POSITIONS)
+    LOADERS["onnx"].load(ModelFiles(made(tmp_path, "bert")), spec, dtype="float32", lanes=1).close()  # imports, arenas
+    before = psutil.Process().memory_full_info().uss
+    backend = LOADERS["onnx"].load(ModelFiles(folder), spec, dtype="float32", lanes=1)
     backend.forward(pack(drawn(5)))
-    loaded = psutil.Process().memory_info().rss
+    taken = psutil.Process().memory_full_info().uss - before
     backend.close()
-    gc.collect()
-    assert loaded - psutil.Process().memory_info().rss > 0.8 * MANY_WORDS * 48 * 4
+    assert taken < 0.5 * MANY_WORDS * 48 * 4
 
 
 def with_head(folder: Path) -> Path:
@@ -277,26 +290,3 @@ def test_no_graphics_card_without_torch(monkeypatch: pytest.MonkeyPatch) -> None
     """Where torch is not installed, there is no graphics card to use, and that is no error."""
     monkeypatch.setitem(sys.modules, "torch", None)
     assert not pytorch.has_gpu()
-
-
-def test_onnx_runtime_without_memory_is_a_memory_error():
-    """A batch for which ONNX Runtime finds no memory is told from one that the model cannot compute; then it goes on."""
-    given, result = helper.make_tensor_value_info("n", 7, [1]), helper.make_tensor_value_info("result", 1, [None])
-    graph = helper.make_graph([helper.make_node("ConstantOfShape", ["n"], ["result"])], "zeros", [given], [result])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
-
-    def start(options: Any) -> Any:
-        options.log_severity_level = 4
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-    def compute(n: int) -> NDArray[np.float32]:
-        with sessions.free() as session:
-            return session.run(None, {"n": np.array([n])})[0]
-
-    sessions = Sessions(start, num_bytes=0)
-    with pytest.raises(MemoryError):
-        compute(1 << 44)
-    with pytest.raises(Exception, match="must be >= 0") as other:
-        compute(-1)
-    assert not isinstance(other.value, MemoryError)
-    assert len(compute(3)) == 3

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import checkpoints
 from quiver import __version__, app
-from quiver.cli import LINES_PER_REQUEST, ONE_SHOT, cli
+from quiver.cli import CLUSTER, LINES_PER_REQUEST, ONE_SHOT, cli
 from quiver.config import DEFAULT_MODEL, FIELDS, Config, ModelsConfig
 from quiver.models.catalogue import Catalogue
 from quiver.types import Caller, EmbedRequest
@@ -18,7 +18,7 @@ from server_process import run
 
 COMMANDS = {
     "serve": set(FIELDS),
-    "embed": set(ONE_SHOT),
+    "embed": {*ONE_SHOT, *CLUSTER, "api_key"},
     "rerank": set(ONE_SHOT),
     "bench": {"model", "dtype", "lanes", "batch_tokens", "api_key"},
     "models": {"data_dir", "hub_cache"},

@@ -1,7 +1,9 @@
 """Unmodified clients against live servers; those that need environments of their own are in tests/clients/."""
 
+import asyncio
 import base64
 import contextlib
+import json
 
 import cohere
 import huggingface_hub
@@ -72,6 +74,39 @@ async def test_openai_async(urls):
     async with openai.AsyncOpenAI(base_url=f"{urls['embed']}/v1", api_key="any") as client:
         reply = await client.embeddings.create(model="hash", input=TEXTS)
     assert_vectors([item.embedding for item in reply.data])
+
+
+@pytest.mark.client(
+    "openai",
+    "AsyncOpenAI.files.create",
+    "AsyncOpenAI.files.list",
+    "AsyncOpenAI.files.retrieve",
+    "AsyncOpenAI.files.content",
+    "AsyncOpenAI.files.delete",
+    "AsyncOpenAI.batches.create",
+    "AsyncOpenAI.batches.retrieve",
+    "AsyncOpenAI.batches.list",
+    "AsyncOpenAI.batches.cancel",
+)
+async def test_openai_batches(urls):
+    """A file goes in, a batch is done, its output is read; tests/test_batches.py has the rest."""
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"input": TEXTS}}
+    async with openai.AsyncOpenAI(base_url=f"{urls['embed']}/v1", api_key="any") as client:
+        file = await client.files.create(file=("a.jsonl", json.dumps(line).encode()), purpose="batch")
+        assert (await client.files.retrieve(file.id)).id == file.id
+        given = {"endpoint": "/v1/embeddings", "completion_window": "24h"}
+        batch = await client.batches.create(input_file_id=file.id, **given)
+        async with asyncio.timeout(20):
+            while batch.status != "completed":
+                await asyncio.sleep(0.05)
+                batch = await client.batches.retrieve(batch.id)
+        assert [one.id async for one in client.batches.list()] == [batch.id]
+        output = json.loads((await client.files.content(batch.output_file_id)).text)
+        assert_vectors([item["embedding"] for item in output["response"]["body"]["data"]])
+        with pytest.raises(openai.BadRequestError):
+            await client.batches.cancel(batch.id)
+        assert (await client.files.delete(file.id)).deleted
+        assert [one.id async for one in client.files.list()] == [batch.output_file_id]
 
 
 @pytest.mark.client("openai", "AzureOpenAI.embeddings.create")

@@ -29,6 +29,13 @@ def sample(field):
         "log_format": ("json", "json"),
         "backend": ("onnx", ("onnx",)),
         "root_dialects": ("tei", ("tei",)),
+        "metrics_families": ("tei", ("tei",)),
+        "ray_address": ("auto", "auto"),
+        "ray_object_store_bytes": ("300000000", 300_000_000),
+        "ray_min_replicas": ("2, 3", (2, 3)),
+        "ray_max_replicas": ("7, 8", (7, 8)),
+        "ray_cpus": ("0.5, 8", (0.5, 8.0)),
+        "ray_gpus": ("0, 1", (0.0, 1.0)),
         "dtype": ("int8", ("int8",)),
         "onnx_file": ("onnx/model.onnx", ("onnx/model.onnx",)),
         "default_prompt_name": ("query", ("query",)),
@@ -41,15 +48,19 @@ def sample(field):
         "pooling": ("cls", ("cls",)),
         "batch_inputs": ("32", (32,)),
         "openai_ids": ("refuse", "refuse"),
+        "tls": ("on", "on"),
+        "socket_dir": ("run/hero_embedder_provider", Path("run/hero_embedder_provider")),
         "otlp_endpoint": ("http://localhost:4317", "http://localhost:4317"),
         "otlp_service_name": ("mine", "mine"),
         "otlp_sample_ratio": ("0.5", 0.5),
         "cache_scope": ("shared", "shared"),
+        "auth": ("required", "required"),
+        "key_prefix": ("fe", "fe"),
         "redis_prefix": ("mine:", "mine:"),
     }
     if field.name in special:
         return special[field.name]
-    if field.name in {"data_dir", "hub_cache", "cl100k_file"}:
+    if field.name in {"data_dir", "hub_cache", "cl100k_file", "tls_cert", "tls_key", "tls_client_ca"}:
         return "somewhere", Path("somewhere")
     if field.type is bool:
         return ("false", False) if field.default else ("true", True)
@@ -58,7 +69,9 @@ def sample(field):
 
 def in_its_words(alias, text):
     """Return what stands under another system's name to mean the same."""
-    return str(1000 * float(text)) if alias.unit == "ms" else text
+    if alias.unit == "ms":
+        return str(1000 * float(text))
+    return text.removesuffix(f"/{alias.below}") if alias.below else text
 
 
 def value_of(settings, field):

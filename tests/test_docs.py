@@ -19,11 +19,14 @@ ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES_WITH_EXAMPLES = (
     "README.md",
+    "docs/bulk.md",
+    "docs/client.md",
     "docs/cohere.md",
     "docs/fastembed_query.md",
     "docs/inference_api.md",
     "docs/infinity.md",
     "docs/jina.md",
+    "docs/jsonrpc.md",
     "docs/mixedbread.md",
     "docs/ollama.md",
     "docs/openai.md",

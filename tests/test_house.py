@@ -22,50 +22,73 @@ TESTS = ROOT / "tests"
 LAYERS = (
     ("quiver.__main__",),
     ("quiver.cli",),
+    ("quiver.cli_accounts", "quiver.cli_jobs", "quiver.cli_processes", "quiver.cli_scale"),
+    ("quiver.cli_database",),
+    ("quiver.cli_settings", "quiver.cli_values"),
+    ("quiver.scale",),
+    ("quiver.bulk",),
     ("quiver.bench", "quiver.progress"),
-    ("quiver.app",),
-    ("quiver.stores",),
-    ("quiver.api.http", "quiver.api.openapi", "quiver.api.health"),
-    ("quiver.api.connection",),
+    ("quiver.app", "quiver.supervisor"),
+    ("quiver.entrances",),
+    ("quiver.stores", "quiver.member", "quiver.seat"),
+    ("quiver.api.server", "quiver.api.openapi", "quiver.api.health", "quiver.api.usage", "quiver.admin"),
+    ("quiver.api.http",),
+    ("quiver.api.connection", "quiver.api.listeners", "quiver.api.tls"),
     ("quiver.api.edge",),
     ("quiver.api.dispatch", "quiver.api.root"),
-    ("quiver.api.router",),
+    ("quiver.api.router", "quiver.api.replies"),
     ("quiver.api",),  # every other file in api/ is a dialect
-    ("quiver.api.runpod_worker",),
-    ("quiver.api.vectors", "quiver.api.documents", "quiver.api.tei_wire"),
-    ("quiver.api.call",),
+    ("quiver.api.openai_batches", "quiver.api.runpod_wire"),
+    ("quiver.api.openai_files", "quiver.api.batch_lines", "quiver.api.runpod_worker", "quiver.api.openrpc"),
+    ("quiver.api.forms",),
+    (
+        "quiver.api.vectors",
+        "quiver.api.documents",
+        "quiver.api.rate_headers",
+        "quiver.api.tei_wire",
+        "quiver.api.jsonrpc",
+    ),
+    ("quiver.api.call", "quiver.api.secure", "quiver.api.joined"),
     ("quiver.service", "quiver.admission"),
-    ("quiver.gate", "quiver.jobs", "quiver.engine.engine"),
-    ("quiver.keyring", "quiver.metering", "quiver.limits"),
-    ("quiver.engine.ranking",),
+    ("quiver.gate", "quiver.billing", "quiver.jobs", "quiver.engine.engine"),
+    ("quiver.job_keeper", "quiver.register"),
+    ("quiver.job_runner",),
+    ("quiver.keyring", "quiver.metering", "quiver.limits", "quiver.sync_jobs", "quiver.webhook"),
+    ("quiver.engine.ranking", "quiver.engine.verbs"),
     ("quiver.engine.runner",),
     ("quiver.engine.replicas", "quiver.engine.probe", "quiver.engine.encoders"),
-    ("quiver.engine.statuses", "quiver.engine.threads"),
+    ("quiver.engine.statuses",),
     ("quiver.engine.model",),
     ("quiver.engine.scheduler", "quiver.engine.tokenizer", "quiver.engine.outputs", "quiver.engine.openai_ids"),
-    ("quiver.engine.cache", "quiver.engine.attempts", "quiver.engine.watchdog"),
+    ("quiver.engine.cache", "quiver.engine.attempts", "quiver.engine.watchdog", "quiver.engine.threads"),
     ("quiver.engine.waiting", "quiver.engine.pooling", "quiver.engine.prompts", "quiver.engine.scoring"),
-    ("quiver.engine.packing", "quiver.engine.backlog", "quiver.engine.turns"),
+    ("quiver.engine.packing", "quiver.engine.phases", "quiver.engine.backlog", "quiver.engine.turns"),
     ("quiver.backends",),
-    ("quiver.graphs", "quiver.models", "quiver.db"),
+    ("quiver.graphs", "quiver.models", "quiver.db", "quiver.siblings"),
     ("quiver.telemetry",),
     ("quiver.config",),
-    ("quiver.spool",),
+    ("quiver.spool", "quiver.job"),
     ("quiver.keys", "quiver.remote", "quiver.types"),
     ("quiver.accounts",),
-    ("quiver.errors", "quiver.memory", "quiver.capacity"),
+    ("quiver.errors", "quiver.memory", "quiver.capacity", "quiver.place", "quiver.patience"),
+    ("quiver.cgroups",),
+    ("quiver.client",),  # stands alone
     ("quiver", "quiver.engine"),  # nothing but a docstring and the version
 )
 """Imports only point down; a name stands for everything below it that is not named itself."""
 
 ONE_THING = frozenset(
     {
+        "quiver.admin",
         "quiver.bench",
+        "quiver.bulk",
         "quiver.backends",
+        "quiver.client",
         "quiver.config",
         "quiver.db",
         "quiver.graphs",
         "quiver.models",
+        "quiver.scale",
         "quiver.telemetry",
     }
 )
@@ -76,11 +99,19 @@ A_DIALECT_SEES = frozenset(
         "quiver",  # its version
         "quiver.api.call",
         "quiver.api.documents",
+        "quiver.api.openai_batches",
+        "quiver.api.openai_files",
+        "quiver.api.runpod_wire",
+        "quiver.api.jsonrpc",
+        "quiver.api.openrpc",
+        "quiver.api.rate_headers",
         "quiver.api.runpod_worker",
         "quiver.api.tei_wire",
         "quiver.api.vectors",
         "quiver.service",
-        "quiver.jobs",
+        "quiver.job",
+        "quiver.sync_jobs",
+        "quiver.webhook",
         "quiver.engine.outputs",
         "quiver.types",
         "quiver.capacity",
@@ -88,12 +119,21 @@ A_DIALECT_SEES = frozenset(
     }
 )
 
+READS_ENVIRONMENT = frozenset(
+    {"quiver/cli_settings.py", "quiver/client/core.py", "quiver/scale/ray_serve.py", "quiver/scale/cluster.py"}
+)
+"""The command line, which hands it to the configuration; the client, and what `serve run` imports, which have no other;
+and what hands Ray its own settings, which it takes from nowhere else."""
+
+A_CLIENT_NEEDS = frozenset({"httpx", "numpy"})
+
 ANYWHERE = ("",)
 DOORS = {
     "alembic": ("quiver/db/",),
     "bcrypt": ("quiver/keys.py",),
     "ctranslate2": ("quiver/backends/ct2.py",),
     "httptools": (),
+    "httpx": ("quiver/client/wire.py",),
     "huggingface_hub": ("quiver/models/hub.py",),
     "matplotlib": ("quiver/bench/plot.py",),
     "msgspec": ANYWHERE,
@@ -101,28 +141,45 @@ DOORS = {
     "onnx": ("quiver/backends/", "quiver/graphs/"),
     "onnxruntime": ("quiver/backends/",),
     "opentelemetry": ("quiver/telemetry/traces.py",),
-    "orjson": ("quiver/api/",),
+    "orjson": ("quiver/api/", "quiver/bulk/sinks.py"),
     "platformdirs": ("quiver/config/",),
+    "python_multipart": ("quiver/api/forms.py",),
     "prometheus_client": ("quiver/telemetry/",),
-    "rich": ("quiver/bench/", "quiver/cli.py", "quiver/progress.py"),
+    "pyarrow": ("quiver/bulk/parquet.py", "quiver/scale/storage.py"),
+    "rich": (
+        "quiver/bench/",
+        "quiver/bulk/display.py",
+        "quiver/cli.py",
+        "quiver/cli_values.py",
+        "quiver/progress.py",
+    ),
+    "ray": ("quiver/scale/cluster.py", "quiver/scale/ray_data.py", "quiver/scale/ray_serve.py"),
     "redis": ("quiver/remote.py",),
     "safetensors": ("quiver/models/weights.py",),
     "sqlalchemy": ("quiver/db/",),
-    "starlette": ("quiver/api/http.py",),
+    "starlette": ("quiver/api/http.py", "quiver/scale/proxy.py"),
     "structlog": (
         "quiver/telemetry/",
         "quiver/api/dispatch.py",
         "quiver/app.py",
+        "quiver/bulk/",
+        "quiver/job_keeper.py",
+        "quiver/job_runner.py",
         "quiver/jobs.py",
+        "quiver/member.py",
         "quiver/metering.py",
         "quiver/progress.py",
+        "quiver/register.py",
+        "quiver/scale/",
+        "quiver/supervisor.py",
+        "quiver/sync_jobs.py",
     ),
     "torch": ("quiver/backends/pytorch/",),
     "transformers": ("quiver/backends/pytorch/",),
     "tokenizers": ("quiver/engine/tokenizer.py",),
-    "typer": ("quiver/cli.py",),
-    "uvicorn": ("quiver/api/http.py", "quiver/api/connection.py"),
-    "uvloop": ("quiver/cli.py", "quiver/bench/run.py"),
+    "typer": ("quiver/cli",),
+    "uvicorn": ("quiver/api/server.py", "quiver/api/connection.py"),
+    "uvloop": ("quiver/cli_settings.py", "quiver/bench/run.py"),
 }
 """Where each package may be imported, as the beginning of a path; one that is not here has no door at all."""
 
@@ -220,9 +277,19 @@ def wrong_door(path: str, source: str) -> Iterator[str]:
             yield f"{path} imports {package}"
 
 
+def client_needs_more(path: str, source: str) -> Iterator[str]:
+    """Find what the client imports beside itself, its two packages and the standard library."""
+    if not path.startswith("quiver/client/"):
+        return
+    for name in imports_of(source):
+        own = name == "quiver.__version__" or name.startswith("quiver.client")
+        if not own and name.split(".")[0] not in sys.stdlib_module_names | A_CLIENT_NEEDS:
+            yield f"{path} imports {name}"
+
+
 def reads_environment(path: str, source: str) -> Iterator[str]:
-    """Find readers of the environment beside the command line, which hands it to the configuration."""
-    if path != "quiver/cli.py" and re.search(r"\bos\.(?:environ|getenv)", source):
+    """Find readers of the environment beside those that may."""
+    if path not in READS_ENVIRONMENT and re.search(r"\bos\.(?:environ|getenv)", source):
         yield f"{path} reads the environment"
 
 
@@ -318,6 +385,7 @@ SOURCE_RULES = (
     points_up,
     sees_too_much,
     wrong_door,
+    client_needs_more,
     reads_environment,
     too_long,
     sleeps,
@@ -340,6 +408,8 @@ BROKEN: list[tuple[Rule, str, str]] = [
     (wrong_door, "quiver/engine/model.py", "import onnxruntime as ort"),
     (wrong_door, "quiver/service.py", "import requests"),
     (wrong_door, "quiver/telemetry/observer.py", "from opentelemetry import trace"),
+    (client_needs_more, "quiver/client/core.py", "import msgspec"),
+    (client_needs_more, "quiver/client/core.py", "from quiver.errors import QuiverError"),
     (reads_environment, "quiver/models/hub.py", "import os\nTOKEN = os.environ['HF_TOKEN']"),
     (too_long, "quiver/service.py", "x = 1\n" * 401),
     (too_long, "quiver/service.py", "def f():\n" + "    x = 1\n" * 50),

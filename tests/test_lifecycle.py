@@ -101,7 +101,7 @@ async def test_a_model_in_use_does_not_give_way(folders):
     """While all that could be unloaded is in use, one more is refused for the moment."""
     size = (folders["first"] / "model.safetensors").stat().st_size
     async with assembled(models=lazily(folders, "first", "second", max_model_bytes=int(1.5 * size))) as parts:
-        async with parts.engine.replicas.lease("first"):
+        with await parts.engine.replicas.find("first"):
             with pytest.raises(Overloaded, match="in use"):
                 await embed(parts, "second")
             assert state_of(parts, "second") is ModelState.AVAILABLE

@@ -143,6 +143,14 @@ def test_a_rate_that_lets_nobody_through_is_none(per_second, burst):
         Rate(per_second, burst)
 
 
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_who_is_told_at_once_takes_from_the_same_bucket(processes):
+    """What needs no waiting is counted like anything else: of several processes each lets through its part."""
+    limiter, rate = Limiter(processes=processes, clock=FakeClock()), Rate(1, 8)
+    verdicts = [limiter.take_here("a", rate) for _ in range(10)]
+    assert sum(verdict.allowed for verdict in verdicts) == 8 / processes
+
+
 # Redis
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import psutil
 import pytest
 from numpy.typing import NDArray
@@ -19,7 +18,6 @@ import onnx_files
 import reference
 from onnx_files import POSITIONS, VOCAB, Export, Repository, load, refusal, spec_of, texts_of
 from quiver.backends.onnx_file import OnnxFileBackend
-from quiver.backends.sessions import MAX_BYTES_FOR_TWO, Sessions
 from quiver.engine import tokenizer
 from quiver.engine.model import Model
 from quiver.engine.packing import pack
@@ -349,29 +347,6 @@ def test_the_warm_up(bert: Loaded) -> None:
     alike = [np.array_equal(bert.forward([text]), rows) for text, rows in zip(texts, together, strict=True)]
 
     assert all(alike) or not bert.model.warm_up()
-
-
-def started(options: ort.SessionOptions) -> int:
-    """Stand in for a session: the number of its threads."""
-    return options.intra_op_num_threads
-
-
-def test_who_gets_the_wide_session() -> None:
-    """A forward pass alone gets the session of all cores, any other that of one; then it is free again."""
-    sessions = Sessions(lambda options: (started(options), object()), num_bytes=MAX_BYTES_FOR_TWO)
-    with sessions.free() as first, sessions.free() as second, sessions.free() as third:
-        assert second is third
-        assert first is not second
-        assert second[0] == 1
-    with sessions.free() as again:
-        assert again is first
-
-
-def test_a_large_model_has_one_session() -> None:
-    """A model that is too large to be in memory twice has the wide session alone."""
-    sessions = Sessions(lambda options: (started(options), object()), num_bytes=MAX_BYTES_FOR_TWO + 1)
-    with sessions.free() as first, sessions.free() as second:
-        assert second is first
 
 
 def test_memory_is_given_back(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Each preset stands in for its system: it starts with nothing else to set, and answers that system's own calls."""
 
+from pathlib import Path
+
 import httpx
 import pytest
 
@@ -183,6 +185,11 @@ NAMES = {
         ("OTEL_ENABLED", "false", "otlp_traces", False),
         ("OTEL_SAMPLE_RATIO", "0.1", "otlp_sample_ratio", 0.1),
         ("INFERENCE_GPU_BATCH_SIZE", "32", "batch_inputs", (32,)),
+        ("SERVER_SSL_ENABLED", "true", "tls", "on"),
+        ("TLS_SERVER_CERT_PATH", "cert.pem", "tls_cert", "cert.pem"),
+        ("TLS_SERVER_KEY_PATH", "key.pem", "tls_key", "key.pem"),
+        ("SERVER_SSL_CERT_PATH", "cert.pem", "tls_cert", "cert.pem"),
+        ("SERVER_SSL_KEY_PATH", "key.pem", "tls_key", "key.pem"),
     ],
     "ai-embedding-inference-server": [
         ("MODEL_ID", "BAAI/bge-large-en-v1.5", "model", ("BAAI/bge-large-en-v1.5",)),
@@ -239,6 +246,9 @@ NAMES = {
         ("INFINITY_LOG_LEVEL", "critical", "log_level", "error"),
         ("INFINITY_MAX_CLIENT_BATCH_SIZE", "10", "max_client_batch_size", 10),
     ],
+    "hero-embedder-provider": [
+        ("PATH_SOCKETS", "sockets", "socket_dir", "sockets/hero_embedder_provider"),
+    ],
     "fastembed-query-api": [
         ("REDIS_URL", "redis://127.0.0.1:6379/9", "redis_url", "redis://127.0.0.1:6379/9"),
     ],
@@ -253,7 +263,7 @@ NAMES = {
 def test_a_systems_own_names_are_understood(preset, name, text, field, value):
     """What its deployments have in their environment says here what it said there, over the preset's own value."""
     found = setting(load(preset, **{name: text}), field)
-    assert (str(found) if field == "hub_cache" else getattr(found, "reveal", lambda: found)()) == value
+    assert (str(found) if isinstance(found, Path) else getattr(found, "reveal", lambda: found)()) == value
     assert name == "HOSTNAME" or "*" in text or found != setting(load(preset), field)
 
 
@@ -274,8 +284,8 @@ def test_a_preset_is_called_in_traces_what_its_system_is(preset, name):
 
 @pytest.mark.parametrize("preset", CALLS)
 def test_names_without_a_counterpart_stop_nothing(preset):
-    """Certificates and the like of another system are no settings of ours, and no mistake either."""
-    others = ("SERVER_SSL_ENABLED", "RUST_LOG", "CUDA_ARENA_SIZE", "INFINITY_DEVICE", "PATH_SOCKETS",
+    """What another system has and Quiver has not, or calls others with, is no setting of ours, and no mistake either."""
+    others = ("TLS_CLIENT_CERT_PATH", "TLS_CA_CERT_PATH", "CLIENT_MTLS_ENABLED", "RUST_LOG", "CUDA_ARENA_SIZE", "INFINITY_DEVICE",
               "OTEL_LOGS_ENABLED", "INFERENCE_MODEL_PATH")  # fmt: skip
     assert load(preset, **dict.fromkeys(others, "anything")) == load(preset)
 

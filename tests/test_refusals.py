@@ -10,6 +10,7 @@ import pytest
 from conftest import assembled, listening
 from fakes import fake_model, hash_model
 from quiver.api.call import Call
+from quiver.api.edge import LOAD_SECONDS
 from quiver.config import EngineConfig, ServerConfig
 from quiver.engine.model import WarmUp
 from test_openai import Held, limits_of
@@ -112,6 +113,7 @@ async def test_what_is_remembered_of_a_refusal_is_not_the_load():
         for depth in (10, 40):
             while parts.service.queue().tokens < depth:
                 waiting = await wait_too(parts, 30)
+            await asyncio.sleep(2 * LOAD_SECONDS)
             parts.admission.memory_is_short = True
             for _ in range(50):
                 status, headers = at_the_edge(parts, SEED)

@@ -11,7 +11,7 @@ from conftest import assembled, kill_lanes
 from fakes import HashBackend, LogitBackend, byte_tokenizer, fake_model, hash_model, hash_vector
 from quiver import app
 from quiver.api.call import Call
-from quiver.config import Config, EngineConfig, ModelsConfig, Secret, ServerConfig
+from quiver.config import Config, EngineConfig, JobsConfig, ModelsConfig, Secret, ServerConfig
 from quiver.engine.model import WarmUp
 from quiver.engine.scoring import sigmoid
 from quiver.types import Pair
@@ -82,7 +82,8 @@ async def test_a_job_is_followed_from_the_queue_to_its_output(lane, base, method
         lane.opened.set()
         _, done = await ask(parts, f"{base}/status-sync/{job}", method=method)
 
-    assert waiting == {"id": job, "status": "IN_QUEUE"}
+    assert (waiting["id"], "output" in waiting) == (job, False)
+    assert waiting["status"] in {"IN_QUEUE", "IN_PROGRESS"}
     assert running == {"delayTime": running["delayTime"], "id": job, "status": "IN_PROGRESS", "workerId": "quiver"}
     assert list(done) == ["delayTime", "executionTime", "id", "output", "status", "workerId"]
     assert (done["id"], done["status"]) == (job, "COMPLETED")
@@ -190,7 +191,7 @@ async def test_a_job_waits_where_a_request_is_refused(lane):
         await asyncio.to_thread(lane.busy.wait)
         jobs += [await submit(parts, {"input": letter * 90}) for letter in "bc"]
         async with asyncio.timeout(5):
-            while parts.service.jobs.counts.queued != 1:  # noqa: ASYNC110  a queue has no event
+            while (await get(parts, f"{ENDPOINT}/health"))["jobs"]["inQueue"] != 1:  # noqa: ASYNC110  a queue has no event
                 await asyncio.sleep(0.01)
         assert (await ask(parts, "/v1/embeddings", {"input": "d" * 90}))[0] == 429
         lane.opened.set()
@@ -266,19 +267,37 @@ async def test_a_job_past_its_time_has_timed_out(lane):
     assert "5 s to run" in reply["error"]
 
 
+@pytest.mark.parametrize("places", [1, 3, 15])
+async def test_the_last_place_is_given_too(lane, places):
+    """A job begins as long as there is a place for it, though none of the others has ended."""
+    async with assembled(lane.model(), jobs=JobsConfig(job_lines=places)) as parts:
+        for number in range(places):
+            await submit(parts, {"input": "a"})
+            await until_at_work(parts, number + 1)
+        lane.opened.set()
+
+
+async def until_at_work(parts, number):
+    """Wait until so many jobs have begun."""
+    async with asyncio.timeout(30):
+        while (await get(parts, f"{ENDPOINT}/health"))["jobs"]["inProgress"] != number:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 async def test_a_purge_leaves_what_runs(lane):
     """Jobs that wait for their turn are cancelled, and health counts what is left."""
-    async with assembled(lane.model()) as parts:
-        running = [await submit(parts, {"input": "a"}) for _ in range(32)]
+    async with assembled(lane.model(), jobs=JobsConfig(job_lines=3)) as parts:
+        running = [await submit(parts, {"input": "a"}) for _ in range(3)]
+        await until_at_work(parts, 3)
         waiting = [await submit(parts, {"input": "b"}) for _ in range(3)]
         await asyncio.to_thread(lane.busy.wait)
         health = await get(parts, f"{ENDPOINT}/health")
-        assert health["jobs"] == {"completed": 0, "failed": 0, "inProgress": 32, "inQueue": 3, "retried": 0}
+        assert health["jobs"] == {"completed": 0, "failed": 0, "inProgress": 3, "inQueue": 3, "retried": 0}
         assert (health["workers"]["idle"], health["workers"]["running"]) == (0, 1)
         assert await ask(parts, f"{ENDPOINT}/purge-queue") == (200, {"removed": 3, "status": "completed"})
         lane.opened.set()
         states = [(await get(parts, f"/status-sync/{job}"))["status"] for job in [*running, *waiting]]
-    assert states == ["COMPLETED"] * 32 + ["CANCELLED"] * 3
+    assert states == ["COMPLETED"] * 3 + ["CANCELLED"] * 3
 
 
 async def test_openais_api_is_whole_under_an_endpoint(parts):
@@ -295,13 +314,13 @@ async def test_openais_api_is_whole_under_an_endpoint(parts):
         assert await ask(parts, f"{ENDPOINT}/openai{path}", body, method=method) == expected
 
 
-async def test_a_load_balancer_hears_when_to_send():
+async def test_a_load_balancer_hears_when_to_send(tmp_path):
     """Ping is 204 with no body while models load, 200 once they compute, 503 when a lane has died."""
 
     def die(_):
         raise SystemExit
 
-    loading = app.build(Config(models=ModelsConfig(model=("test/hash",))))
+    loading = app.build(Config(models=ModelsConfig(model=("test/hash",), data_dir=tmp_path)))
     async with loading.engine, loading.service.jobs:
         reply = await loading.api.receive(Call("GET", "/ping"))
         assert (reply.status, reply.body) == (204, b"")
@@ -314,13 +333,13 @@ async def test_a_load_balancer_hears_when_to_send():
         assert (workers["unhealthy"], workers["ready"]) == (1, 0)
 
 
-async def test_a_job_waits_for_models_that_load():
+async def test_a_job_waits_for_models_that_load(tmp_path):
     """A job that comes too early is done as soon as its model is there."""
-    parts = app.build(Config(models=ModelsConfig(model=("test/hash",))))
+    parts = app.build(Config(models=ModelsConfig(model=("test/hash",), data_dir=tmp_path)))
     async with parts.engine, parts.service.jobs:
         job = await submit(parts, {"input": "a"})
         await asyncio.sleep(0.05)
-        assert (await get(parts, f"/status/{job}"))["status"] == "IN_QUEUE"
+        assert (await get(parts, f"/status/{job}"))["status"] in {"IN_QUEUE", "IN_PROGRESS"}
         parts.engine.replicas.add("test/hash", hash_model(), WarmUp())
         assert (await get(parts, f"/status-sync/{job}"))["status"] == "COMPLETED"
 
@@ -352,8 +371,8 @@ async def test_what_is_no_job_is_refused(parts, path, name):
     status, reply = await ask(parts, path, NOT_JOBS[name])
     assert (status, list(reply)) == (400, ["error"]), reply
     assert reply["error"]
-    counts = parts.service.jobs.counts
-    assert (counts.queued, counts.running, counts.failed) == (0, 0, 0)
+    counts = (await get(parts, f"{ENDPOINT}/health"))["jobs"]
+    assert (counts["inQueue"], counts["inProgress"], counts["failed"]) == (0, 0, 0)
 
 
 FAILING = {

@@ -400,7 +400,7 @@ def test_batches_of_waiting_tickets_respect_the_budget(lengths, budget, padded):
     """Batches hold every ticket once, each within the budget unless it is alone, each led by the oldest that waits."""
     loop = asyncio.new_event_loop()
     waiting, cost = Waiting(1000.0), Budget(budget, padded=padded)
-    tickets = [Ticket(e, loop.create_future(), Group("a", 0)) for e in encodings(lengths)]
+    tickets = [Ticket(e, Group("a", 0, loop.create_future())) for e in encodings(lengths)]
     waiting.push(tickets, 0.0)
     assert waiting.num_tokens == sum(lengths)
     taken = []
@@ -413,6 +413,19 @@ def test_batches_of_waiting_tickets_respect_the_budget(lengths, budget, padded):
 
     assert sorted(map(id, taken)) == sorted(map(id, tickets))
     assert waiting.num_tokens == 0
+
+
+def test_a_batch_of_interactive_inputs_takes_no_bulk_ones():
+    """Who asks for one text beside a bulk job waits for the batch at the lane, and not for another one with the own."""
+    loop, waiting = asyncio.new_event_loop(), Waiting(1000.0)
+    priorities = (Priority.BULK, Priority.INTERACTIVE)
+    groups = [Group("a", number, loop.create_future(), priority) for number, priority in enumerate(priorities)]
+    tickets = [Ticket(encoding, groups[i // 3]) for i, encoding in enumerate(encodings([10] * 6))]
+    waiting.push(tickets[:3], 0.0)
+    waiting.push(tickets[3:], 0.0)
+    taken = [waiting.take_batch(Budget(50), 0.0)[0] for _ in range(3)]
+    loop.close()
+    assert taken == [tickets[3:], tickets[:3], []]
 
 
 def test_hash_backends_count_their_lanes():

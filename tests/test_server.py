@@ -159,6 +159,44 @@ def test_the_port_answers_while_the_model_loads(loading):
     assert dimensions_of(embed(url)) == 48
 
 
+def rpc(url, method, *params):
+    """Call a method by JSON-RPC and return its result, or its error."""
+    body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": list(params)}
+    reply = httpx.post(f"{url}/rpc", json=body)
+    assert reply.status_code == 200, reply.text
+    return reply.json().get("result") or reply.json()["error"]
+
+
+def test_both_forms_of_health_say_the_same_during_a_slow_start(loading):
+    """`starting` and nothing else until the model is there, then `ok` and nothing else; RPC shows how far files are."""
+    hub, server = loading
+    url, seen = server.url(), []
+
+    def look():
+        word = httpx.get(f"{url}/health").json()["status"]
+        seen.append((rpc(url, "health")["status"], word, rpc(url, "health")["models_ready"]))
+
+    assert hub.asked.wait(10)
+    for _ in range(20):
+        look()
+    assert set(seen) == {("starting", "starting", False)}
+    status = rpc(url, "status")
+    (model,) = status["models"]
+    assert (status["status"], model["id"], model["state"]) == ("starting", "org/tiny", "downloading")
+    assert "config.json" in {file["file"] for file in model["downloads"] if file["done_bytes"] == file["total_bytes"]}
+    error = rpc(url, "embed", ["a"])
+    assert (error["code"], error["data"]["code"]) == (-32021, "not_ready")
+    assert error["data"]["retry_after_ms"] > 0
+
+    hub.released.set()
+    server.wait_for("ready")
+    seen.clear()
+    for _ in range(20):
+        look()
+    assert set(seen) == {("ok", "ok", True)}
+    assert rpc(url, "embed", ["a"])["dimensions"] == 48
+
+
 def test_each_model_answers_to_its_names(url):
     """Id and aliases in any case reach their model, no name reaches the first, and an unknown one is 404."""
     for name in (None, MINILM, "all-MiniLM-L6-v2", MINILM.lower(), ""):
@@ -177,7 +215,7 @@ def test_sigterm_drains():
     """Running requests are answered, new connections are refused meanwhile, and the process exits with 0."""
     with serving() as server:
         url = server.ready_url()
-        with busy(url, texts=60) as asking:
+        with busy(url, texts=240) as asking:  # who connects just when the port is closed tries again after a second
             server.signal(signal.SIGTERM)
             server.wait_for("stopping")
             refused = time.perf_counter() + AT_ONCE_SECONDS
@@ -191,7 +229,7 @@ def test_sigterm_drains():
             assert not asking.done(), "the request was over before the signal: it proves nothing"
             reply = asking.result(30)
         assert dimensions_of(reply) == 384
-        assert len(reply.json()["data"]) == 60
+        assert len(reply.json()["data"]) == 240
         assert server.ended() == 0
         assert_clean(server)
 

@@ -38,10 +38,9 @@ class Model:
     def ask(self, request, *, caller="a", inputs=1, priority=Priority.INTERACTIVE):
         """Let a request come now; returns how long it is told that it will take."""
         told = self.waiting.expect(TOKENS * inputs, caller, priority, self.now)
-        future = self._loop.create_future
         self.left[request] += inputs
-        group = Group(caller, request, priority)
-        tickets = [Ticket(self._input, future(), group) for _ in range(inputs)]
+        group = Group(caller, request, self._loop.create_future(), priority)
+        tickets = [Ticket(self._input, group) for _ in range(inputs)]
         self.waiting.push(tickets, self.now)
         return told
 

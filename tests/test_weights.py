@@ -58,6 +58,23 @@ def test_float32_is_not_copied(tmp_path: Path) -> None:
     assert type(base(weights["words"])).__module__ == "mmap"
 
 
+def test_an_array_is_found_where_it_lies(tmp_path: Path) -> None:
+    """Its place holds its very bytes, whatever links led there; a copy, and what lies in no order, has none."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "model").mkdir()
+    files(tmp_path / "model", {"words": WORDS, "places": PLACES})
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "blobs" / "abc")
+    (tmp_path / "model" / "model.safetensors").symlink_to(tmp_path / "blobs" / "abc")
+    weights = Weights(ModelFiles(tmp_path / "model"))
+    for array in (weights["words"], weights["words"][1:], weights["places"]):
+        place = weights.place_of(array)
+        assert place
+        assert place.file == (tmp_path / "blobs" / "abc").resolve()
+        assert place.file.read_bytes()[place.offset :][: array.nbytes] == array.tobytes()
+    for other in (weights["words"].copy(), weights["words"].T, WORDS):
+        assert weights.place_of(other) is None
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64])
 def test_tensors_are_read_only(tmp_path: Path, dtype: type) -> None:
     """No tensor can be written to, converted or not."""

@@ -5,6 +5,7 @@ table has a page: a new dialect cannot be mounted and left undocumented.
 """
 
 import ast
+import asyncio
 import inspect
 import json
 import re
@@ -12,27 +13,32 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import msgspec
 import typer
+from structlog.testing import capture_logs
 
 from quiver import app, config, errors
+from quiver.admin import admin_dialect, by_key
 from quiver.api.call import Dialect, Route, status_of
+from quiver.api.jsonrpc import CODES, MESSAGES
+from quiver.api.jsonrpc_methods import METHODS
 from quiver.api.openai import OPENAI
 from quiver.api.openapi import docs_routes
 from quiver.cli import cli
 from quiver.config import Alias, Field
-from quiver.engine.cache import Cache, Keys, Memory
 from quiver.errors import QuiverError, SetupError
 from quiver.models.catalogue import Catalogue, ModelSpec
-from quiver.telemetry.observer import Observer
-from quiver.types import Kind
+from quiver.telemetry.observer import Work
+from quiver.types import Caller, FileProgress, Kind, Timings
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- generated: "
 MARKED = re.compile(rf"({BEGIN}(?P<name>[^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 CLIENT_TESTS: Mapping[str, str] = {"make test": "tests/test_clients.py", "make test-clients": "tests/clients/test_*.py"}
-DIALECTS = (*app.DIALECTS, docs_routes(app.DIALECTS, OPENAI))
+DASHBOARD: Any = admin_dialect(None, by_key, OPENAI)
+DIALECTS = (*app.DIALECTS, docs_routes(app.DIALECTS, OPENAI), DASHBOARD)
 
 
 class StaleDocs(Exception):
@@ -65,7 +71,7 @@ def _reading(alias: Alias) -> str:
     """Say how a name is read where it does not hold the same value."""
     if alias.stands_for:
         return f" (on: `{alias.stands_for}`)"
-    return " (milliseconds)" if alias.unit else ""
+    return " (milliseconds)" if alias.unit else f" (there: `{alias.below}`)" if alias.below else ""
 
 
 def _default(field: Field) -> str:
@@ -95,8 +101,16 @@ def _preset(path: Path) -> list[str]:
 
 def commands_list() -> str:
     """List each command with the options that are its own, and the settings that it takes."""
-    group: Any = typer.main.get_command(cli)
-    return "\n".join(_command(name, command) for name, command in group.commands.items())
+    return "\n".join(_command(name, command) for name, command in _commands(typer.main.get_command(cli)))
+
+
+def _commands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each command with the words that call it, those of a group one after another."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{above}{name} ")
+        else:
+            yield f"{above}{name}", command
 
 
 def _command(name: str, command: Any) -> str:
@@ -181,14 +195,62 @@ def _path(dialect: Dialect, route: Route) -> str:
     return route.path if route.at_root else f"/{dialect.name}{route.path}"
 
 
-def metrics_table() -> str:
-    """List the metrics that are Quiver's own."""
-    observer = Observer()
-    observer.watch(Cache(Keys(b""), Memory()).figures)
-    text = observer.exposition().decode()
+def methods_table() -> str:
+    """List the methods of JSON-RPC with their parameters in their order."""
+    rows = ([code([name]), ", ".join(_parameters(method.params)), method.summary] for name, method in METHODS.items())
+    return table(["method", "parameters", "what it does"], rows)
+
+
+def _parameters(params: Any) -> Iterator[str]:
+    for field in msgspec.structs.fields(params):
+        yield f"`{field.name}`" if field.required else f"`{field.name}?`"
+
+
+def numbers_table() -> str:
+    """List the numbers of JSON-RPC's errors, the specification's first."""
+    kinds = {number: kind for kind, number in CODES.items()}
+    numbers = sorted({*MESSAGES, *kinds}, key=lambda number: (number not in MESSAGES, -number))
+    meanings = ((number, MESSAGES.get(number) or inspect.getdoc(kinds[number]) or "") for number in numbers)
+    return table(["number", "meaning"], ([code([str(number)]), text.partition("\n")[0]] for number, text in meanings))
+
+
+def metrics_tables() -> Mapping[str, str]:
+    """List the metrics that are Quiver's own, and those of each family."""
+    families = get_args(config.MetricsFamily)
+    text, labels = asyncio.run(_told(families))
     kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
-    helps = re.findall(r"^# HELP (quiver_\w+) (.+)$", text, re.MULTILINE)
-    return table(["metric", "type", "meaning"], ([code([name]), kinds[name], about] for name, about in helps))
+    helps = dict(re.findall(r"^# HELP (\w+) (.+)$", text, re.MULTILINE))
+    for name, given in re.findall(r"^(\w+)\{(.+)\} ", text, re.MULTILINE):
+        labels.setdefault(re.sub(r"_(bucket|sum|count)$", "", name) if name not in kinds else name, {}).update(
+            dict.fromkeys(label for label in re.findall(r'(\w+)="', given) if label != "le")
+        )
+    prefixes = {"metrics": "quiver_"} | {f"metrics {family}": f"{family.replace('tei', 'te')}_" for family in families}
+    return {table_name: _metrics(kinds, helps, labels, prefix) for table_name, prefix in prefixes.items()}
+
+
+def _metrics(kinds: Mapping[str, str], helps: Mapping[str, str], labels: Mapping[str, Any], prefix: str) -> str:
+    names = [name for name in kinds if name.startswith(prefix)]
+    rows = ([code([name]), kinds[name], code(labels.get(name, ())), helps[name]] for name in names)
+    return table(["metric", "type", "labels", "meaning"], rows)
+
+
+async def _told(families: Sequence[config.MetricsFamily]) -> tuple[str, dict[str, dict[str, None]]]:
+    """Return what a server shows that has met everything once, and the labels of its figures."""
+    parts = app.build(config.Config(server=config.ServerConfig(metrics_families=tuple(families))))
+    observer = parts.service.observer
+    async with parts.engine:
+        with observer.exchange("POST", {}) as exchange:
+            exchange.status = 500
+        observer.request_refused("overloaded")
+        for kind in ("embed", "rerank"):
+            observer.inputs_computed(Work("", kind, (), 0, Timings()))
+        observer.batch_computed("", 1, 1, 1.0)
+        observer.input_failed("", "")
+        with capture_logs():
+            observer.lane_died("", "")
+        observer.download_progressed("", FileProgress("", 0, 0))
+        labels = {f.name + "_total" * f.counted: dict.fromkeys([f.label] if f.label else []) for f in observer.figures}
+        return (await parts.service.metrics(Caller("docs"))).decode(), labels
 
 
 def clients_table() -> str:
@@ -229,7 +291,9 @@ def all_tables() -> Mapping[str, str]:
         "commands": commands_list(),
         "models": models_list(),
         "errors": errors_table(),
-        "metrics": metrics_table(),
+        "methods": methods_table(),
+        "numbers": numbers_table(),
+        **metrics_tables(),
     }
 
 

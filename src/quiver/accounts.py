@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from quiver.errors import InvalidInput
 
@@ -10,6 +11,7 @@ SCOPES = ("embed", "rerank", "classify", "tokenize", "usage", "metrics", "admin"
 """What a key may be good for."""
 ADMIN = "admin"
 DEFAULT_SCOPES = frozenset(SCOPES) - {ADMIN}
+DAY_SECONDS = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageEntry:
-    """What one answered request was worth; `request_id` makes it count once, however often it is applied."""
+    """What one request was worth, or some that were answered alike; `request_id` makes it count once."""
 
     request_id: str
     user_id: int
@@ -90,6 +92,7 @@ class UsageEntry:
     created_at: float = 0.0
     fingerprint: str = ""
     """Of the request's body, where it came with an idempotency key."""
+    requests: int = 1
 
     @property
     def period(self) -> str:
@@ -111,9 +114,22 @@ class UsageTotal:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What makes one request be the same as another: its id, and a fingerprint of its body."""
+
+    id: str
+    fingerprint: str = ""
+
+
 def period_of(unix_seconds: float) -> str:
     """Name the calendar month (UTC) of a time: 2026-07."""
-    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m")
+    return _month_of(int(unix_seconds // DAY_SECONDS))
+
+
+@lru_cache(8)
+def _month_of(day: int) -> str:
+    return datetime.fromtimestamp(day * DAY_SECONDS, UTC).strftime("%Y-%m")
 
 
 def end_of_period(unix_seconds: float) -> float:

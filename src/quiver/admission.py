@@ -3,13 +3,14 @@
 import asyncio
 import math
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 
 from quiver.capacity import Load, Places
 from quiver.config import ServerConfig
-from quiver.engine.engine import Engine
+from quiver.engine.verbs import Verbs
 from quiver.errors import Closed, Overloaded, QuiverError, Unavailable
+from quiver.telemetry.observer import Figure
 from quiver.types import Caller
 
 BYTES_PER_TOKEN = 4
@@ -26,7 +27,7 @@ MAX_REFUSALS = 256
 class Admission:
     """Owns what is at work: places, bytes, and whether memory is short."""
 
-    def __init__(self, config: ServerConfig, engine: Engine, *, max_wait_seconds: float = 0.0) -> None:
+    def __init__(self, config: ServerConfig, engine: Verbs, *, max_wait_seconds: float = 0.0) -> None:
         self._config = config
         self._max_wait_seconds = max_wait_seconds or math.inf
         self._engine = engine
@@ -68,6 +69,13 @@ class Admission:
             return None
         return self._later("it would not be answered in time", expected.wait)
 
+    def figures(self) -> Sequence[Figure]:
+        """Tell what is at work, and whether there is memory for more."""
+        return (
+            Figure("quiver_work_bytes", "Bytes of the bodies of requests at work.", {"": self._num_bytes}),
+            Figure("quiver_memory_short", "1 where new work is refused: memory is short.", {"": self.memory_is_short}),
+        )
+
     def load(self, error: QuiverError) -> Load:
         """Tell how full the server is, as far as it matters to whoever meets an error."""
         model = error.model if isinstance(error, Unavailable) else None
@@ -89,22 +97,22 @@ class Admission:
         finally:
             self._num_bytes -= held
 
+    def place(self) -> AbstractAsyncContextManager[None]:
+        """Hold one of the places of requests that are at work, where they are bounded. Raises `Overloaded`."""
+        return self._one_of(self.places) if self.places else nullcontext()
+
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Hold one of the places of requests that are at work. Raises `Overloaded`."""
-        if not self.places:
-            yield
-            return
+    async def _one_of(self, places: Places) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self._config.queue_seconds):
                 await self._turns.acquire()
         except TimeoutError as error:
             raise self._no_place() from error
-        self.places.taken += 1
+        places.taken += 1
         try:
             yield
         finally:
-            self.places.taken -= 1
+            places.taken -= 1
             self._turns.release()
 
     def close(self) -> None:

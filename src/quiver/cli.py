@@ -1,27 +1,26 @@
 """The command `quiver`. Each command's options are generated from the settings, so that they cannot disagree."""
 
-import asyncio
-import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from typer.core import TyperCommand
 
-from quiver import __version__, app, config
+from quiver import __version__, app, cli_accounts, cli_jobs, cli_scale, config
+from quiver.cli_processes import share_of, supervise
+from quiver.cli_settings import Command, given_place, run_async, with_settings
 from quiver.config import Config
-from quiver.errors import EngineError, QuiverError
+from quiver.errors import ConfigError, EngineError, QuiverError
 from quiver.models.catalogue import Catalogue, ModelSpec
 from quiver.models.hub import is_here
 from quiver.progress import DownloadDisplay
 from quiver.telemetry import logs
-from quiver.types import Caller, EmbedRequest, RerankRequest
+from quiver.types import Caller, RerankRequest
 
 cli = typer.Typer(
     add_completion=False,
@@ -29,6 +28,9 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     help="Serve text embeddings under every API that clients speak.",
 )
+cli.add_typer(cli_accounts.cli)
+cli.add_typer(cli_jobs.jobs, name="jobs")
+cli.add_typer(cli_scale.scale, name="scale")
 
 LINES_PER_REQUEST = 256
 ONE_SHOT = (
@@ -43,92 +45,111 @@ ONE_SHOT = (
     "truncate",
 )
 """Settings of the commands that work without a server."""
-
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", envvar="QUIVER_CONFIG", help="Settings file (quiver.toml).")
-]
-Preset = Annotated[
-    str | None, typer.Option("--preset", envvar="QUIVER_PRESET", help="Settings of a known system or size.")
-]
-
-
-class Command(TyperCommand):
-    """A command that takes the flags of the systems that Quiver stands in for, too."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the words behind the command."""
-        return super().parse_args(ctx, config.in_our_words(args))
-
-
-def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command `--config`, `--preset` and an option for each setting; it receives the merged tree as `settings`."""
-    fields = [config.FIELDS[name] for name in names] if names else list(config.FIELDS.values())
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(command).parameters.values() if p.name != "settings"]
-
-        def run(*, config_file: Path | None = None, preset: str | None = None, **given: Any) -> None:
-            flags = {field.name: given.pop(field.name) for field in fields}
-            settings = config.load(preset=preset, file=config_file, env=os.environ, flags=flags)
-            command(settings=settings, **given)
-
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        sources = [
-            inspect.Parameter("config_file", keyword, default=None, annotation=ConfigFile),
-            inspect.Parameter("preset", keyword, default=None, annotation=Preset),
-        ]
-        options = [inspect.Parameter(f.name, keyword, default=None, annotation=_option(f)) for f in fields]
-        run.__signature__ = inspect.Signature([*own, *sources, *options])  # type: ignore[attr-defined]
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
-        return run
-
-    return decorate
-
-
-def _option(field: config.Field) -> Any:
-    """Return an option of text; `config.load` gives it its type, as it does for every other source."""
-    kind = bool | None if field.is_switch else list[str] | None if field.is_list else str | None
-    also = f"; also {', '.join(field.other_flags)}" if field.other_flags else ""
-    about = f"{field.help} [{field.env_names[0]}; {_default(field)}{also}]"
-    return Annotated[kind, typer.Option("/".join(field.flags), help=about)]
-
-
-def _default(field: config.Field) -> str:
-    value = ", ".join(field.default) if field.is_list else field.default
-    return f"default: {value}" if value not in ("", None) else "not set"
+CLUSTER = ("ray_address", "ray_token", "ray_grows", "ray_min_replicas", "ray_max_replicas", "ray_cpus", "ray_gpus")
+"""Settings of bulk runs on a Ray cluster."""
 
 
 @cli.command(cls=Command)
 @with_settings()
 def serve(*, settings: Config) -> None:
     """Start the server."""
-    logs.configure(settings.server)
+    place = given_place()
+    logs.configure(settings.server, secrets=config.secrets(settings), process=place.number if place else None)
+    if place is None and settings.server.processes > 1:
+        raise typer.Exit(supervise(settings))
     with DownloadDisplay() as progress:
-        _run(app.serve(settings, progress))
+        run_async(app.serve(share_of(settings, place), progress, place))
 
 
 @cli.command(cls=Command)
-@with_settings(*ONE_SHOT)
-def embed(
+@with_settings(*ONE_SHOT, "api_key", *CLUSTER)
+def embed(  # noqa: PLR0913  a command's options are its arguments
     texts: Annotated[
-        list[str], typer.Argument(metavar="TEXT… | -", help="Texts; - reads one a line from standard input.")
+        list[str],
+        typer.Argument(metavar="TEXT… | - | FILE…", help="Texts, or files with -o; - reads from standard input."),
     ],
     *,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Embed FILES into it; with --ray, a folder.")
+    ] = None,
+    form: Annotated[str | None, typer.Option("--format", help="Of FILES: txt, jsonl, csv, tsv or parquet.")] = None,
+    output_form: Annotated[
+        str | None, typer.Option("--output-format", help="Of the output: jsonl, npy or parquet.")
+    ] = None,
+    column: Annotated[str, typer.Option(help="Where in FILES the text stands.")] = "text",
+    id_column: Annotated[str | None, typer.Option(help="What in FILES is carried over as `id`.")] = None,
+    dimensions: Annotated[int | None, typer.Option(help="Cut vectors to so many dimensions.")] = None,
+    prompt_name: Annotated[str | None, typer.Option(help="The model's own prompt before each text.")] = None,
+    normalize: Annotated[
+        bool | None, typer.Option("--normalize/--no-normalize", help="Scale vectors to unit length, or not.")
+    ] = None,
+    allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Embed empty texts of FILES, too.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad lines out; see OUTPUT.errors.jsonl.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever is there.")] = False,
+    url: Annotated[str, typer.Option(help="Let a server embed FILES (http://…/v1).")] = "",
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once, with a server.")] = 8,
+    ray: Annotated[bool, typer.Option("--ray", help="Let a Ray cluster embed FILES (paths, s3://…, gs://…).")] = False,
     settings: Config,
 ) -> None:
-    """Embed texts without a server: one JSON object a line."""
+    """Embed texts without a server, one JSON object a line; or files of texts into a file of vectors."""
+    from quiver import bulk  # noqa: PLC0415  no other command needs it
+
     logs.configure(settings.server)
+    wanted = bulk.Wanted(dimensions=dimensions, prompt_name=prompt_name, normalize=normalize)
+    if output is None:
+        if form or output_form or id_column or column != "text" or allow_empty or skip_bad or overwrite or url or ray:
+            raise ConfigError("these options are for files: give -o OUTPUT")
+        return _embed_texts(texts, settings, wanted)
+    options = bulk.BulkOptions(
+        files=tuple(map(Path, texts)),
+        output=Path(output),
+        form=form,
+        output_form=output_form,
+        columns=bulk.Columns(text=column, id=id_column, allow_empty=allow_empty),
+        wanted=wanted,
+        skip_bad=skip_bad,
+        overwrite=overwrite,
+        url=url,
+        max_requests=concurrency,
+    )
+    return _embed_on_cluster(texts, output, options, settings) if ray else _embed_files(options, settings)
+
+
+def _embed_texts(texts: list[str], settings: Config, wanted: Any) -> None:
     lines = (line.rstrip("\n") for line in sys.stdin) if texts == ["-"] else iter(texts)
     with DownloadDisplay() as progress:
-        _run(_embed(settings, lines, progress))
+        run_async(_embed(settings, lines, wanted, progress))
 
 
-async def _embed(settings: Config, lines: Iterator[str], progress: DownloadDisplay) -> None:
+def _embed_on_cluster(files: list[str], output: str, options: Any, settings: Config) -> None:
+    from quiver.scale import ray_data  # noqa: PLC0415  no other command needs it
+
+    if options.url or options.output_form not in (None, "parquet"):
+        raise ConfigError("--ray computes itself, and writes Parquet: leave --url and --output-format out")
+    try:
+        ray_data.command(files, output, options, settings)
+    except KeyboardInterrupt:
+        typer.echo("quiver: interrupted; run the same command again, and it goes on", err=True)
+        raise typer.Exit(130) from None
+
+
+def _embed_files(options: Any, settings: Config) -> None:
+    from quiver import bulk  # noqa: PLC0415  no other command needs it
+
+    try:
+        with DownloadDisplay() as progress:
+            run_async(bulk.run_bulk(options, settings, bulk.embedder_for(options, settings, progress)))
+    except KeyboardInterrupt:
+        typer.echo(f"quiver: {bulk.how_to_go_on(options)}", err=True)
+        raise typer.Exit(130) from None
+
+
+async def _embed(settings: Config, lines: Iterator[str], wanted: Any, progress: DownloadDisplay) -> None:
     engine = app.build(settings).engine
     async with engine:
         await engine.load(progress)
         for texts in _chunks(lines):
-            embeddings = await engine.embed(EmbedRequest(inputs=texts), Caller("cli"))
+            embeddings = await engine.embed(wanted.request(texts), Caller("cli"))
             for text, vector in zip(texts, embeddings.vectors, strict=True):
                 print(json.dumps({"text": text, "embedding": vector.tolist()}, ensure_ascii=False))  # noqa: T201  its output
 
@@ -150,7 +171,7 @@ def rerank(
     texts = [line.rstrip("\n") for line in sys.stdin] if documents == ["-"] else documents
     request = RerankRequest(query=query, documents=texts, top_n=top_n, raw_scores=raw_scores)
     with DownloadDisplay() as progress:
-        _run(_rerank(settings, request, progress))
+        run_async(_rerank(settings, request, progress))
 
 
 async def _rerank(settings: Config, request: RerankRequest, progress: DownloadDisplay) -> None:
@@ -248,17 +269,11 @@ def _server_arguments(settings: Config) -> tuple[str, ...]:
     given = {name: getattr(settings.engine, name) for name in ("lanes", "batch_tokens")}
     given |= {"model": settings.models.model[0], "dtype": settings.models.settings_of(settings.models.model[0]).dtype}
     given |= {"cache_entries": 0, "redis_url": ""}  # what is known costs nothing, and tells nothing
+    given |= {
+        "rate_per_second": 0,
+        "auth": "auto" if settings.server.api_key else "off",
+    }  # this machine's accounts are not ours
     return tuple(part for name, value in given.items() for part in (config.FIELDS[name].flag, str(value)))
-
-
-def _run(work: Any) -> None:
-    try:
-        import uvloop  # noqa: PLC0415  not on every platform
-
-        runner: Callable[[Any], None] = uvloop.run
-    except ImportError:
-        runner = asyncio.run
-    runner(work)
 
 
 def _show_version(*, wanted: bool) -> None:

@@ -9,6 +9,7 @@
     │   │   └── WrongKind          the model is for something else
     │   ├── UnknownModel
     │   ├── UnknownJob
+    │   ├── UnknownFile
     │   ├── UnknownRoute
     │   ├── WrongMethod
     │   ├── UnknownAccount         no user, tier or key of that name
@@ -28,6 +29,7 @@
     │   ├── InsufficientQuota      this caller's month is used up
     │   ├── StillRunning           the same request is being answered already
     │   ├── DatabaseDown           the database does not answer
+    │   │   └── StorageFull        there is no room on its disk
     │   ├── AuthUnavailable        whether a key is good cannot be found out now
     │   ├── DeadlineExceeded       the answer would come too late
     │   ├── OutOfMemory            not even this input alone fits now
@@ -48,6 +50,11 @@ The table from type to HTTP status is in `api/call.py`; the wire shape is each d
 """
 
 
+def _revived(kind: type["QuiverError"], args: tuple[object, ...]) -> "QuiverError":
+    """Make an error of what came from another process: its own constructor may want more than its text."""
+    return kind.__new__(kind, *args)
+
+
 class QuiverError(Exception):
     """Any fact that stops a request or the server."""
 
@@ -58,6 +65,9 @@ class QuiverError(Exception):
         self.message = message
         self.param = param
         """Which field of the request it is about, as a path (`input[3]`)."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _revived, (type(self), self.args), self.__dict__
 
 
 class Refused(QuiverError):
@@ -104,6 +114,12 @@ class UnknownJob(Refused):
     """No job has this id, or none any more."""
 
     code = "job_not_found"
+
+
+class UnknownFile(Refused):
+    """No file has this id, or none any more."""
+
+    code = "file_not_found"
 
 
 class UnknownRoute(Refused):
@@ -239,6 +255,13 @@ class DatabaseDown(Unavailable):
     """The database does not answer, or not in time."""
 
     code = "database_unavailable"
+
+
+class StorageFull(DatabaseDown):
+    """There is no room on the disk of the database."""
+
+    code = "storage_full"
+    retry_after_seconds = 30.0
 
 
 class AuthUnavailable(Unavailable):

@@ -1,263 +1,341 @@
-"""Work in the background: taken at once, done in turn, its result kept for a while.
+"""Work that outlasts a request: jobs made of lines, which are done in the bulk lane and survive a restart.
 
-It lives in memory and ends with the process; a store that outlives it has the methods of `Jobs`.
+    dialect ──> Jobs ──> database <── JobRunner    does lines
+                  │          ▲ <───── JobKeeper    reads files, ends, tells, forgets
+                  └──> SyncJobs                    jobs whose client waits: in memory
+
+The database is opened by the first who needs it: a server that never sees a job has none.
 """
 
 import asyncio
+import contextvars
+import importlib
+import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import Self
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 
-from quiver.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded, QuiverError, UnknownJob
-from quiver.types import Priority
+from quiver import webhook
+from quiver.config import JobsConfig
+from quiver.errors import DatabaseDown, DatabaseError, InvalidInput, UnknownFile, UnknownJob
+from quiver.job import ENDS, Backlog, Job, JobCounts, JobState, Kind, Line, LineState, NewLine, Page, StoredFile
+from quiver.sync_jobs import SyncJobs
+from quiver.telemetry.observer import Figure
+
+if TYPE_CHECKING:
+    from quiver.job_keeper import JobKeeper
+    from quiver.job_runner import JobRunner, Store
 
 log = structlog.get_logger(__name__)
 
-Work = Callable[[], Awaitable[bytes]]
-"""What a job does; gives its output."""
-
-
-class JobState(StrEnum):
-    """What a job is doing, or how it ended."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    TIMED_OUT = "timed_out"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobRequest:
-    """Work to do in the background, and for how long it matters."""
-
-    work: Work
-    num_bytes: int = 0
-    """What it holds in memory."""
-    priority: Priority = Priority.BULK
-    """Bulk jobs take turns; an interactive one begins at once."""
-    timeout_seconds: float = 600.0
-    """The longest that it may run."""
-    ttl_seconds: float = 86400.0
-    """The longest that it may wait and run."""
-    keep_seconds: float = 1800.0
-    """How long it is known once it has ended."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """A job as it stands; times are seconds of a clock that has no date."""
-
-    id: str
-    queued_at: float
-    state: JobState = JobState.QUEUED
-    started_at: float | None = None
-    ended_at: float | None = None
-    output: bytes | None = None
-    error: QuiverError | None = None
-
-    @property
-    def delay_seconds(self) -> float | None:
-        """How long it waited, once it has started."""
-        return None if self.started_at is None else self.started_at - self.queued_at
-
-    @property
-    def execution_seconds(self) -> float | None:
-        """How long it ran, once it has ended."""
-        return None if self.started_at is None or self.ended_at is None else self.ended_at - self.started_at
+POLL_SECONDS = 1.0
+"""How often a job is looked at that another server may be doing."""
+OPEN_SECONDS = 5.0
+"""How long after a failure the database is tried again by a server that has started."""
+LOOK_SECONDS = 0.5
+"""How long the metrics wait for the database."""
+SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True, slots=True)
-class JobCounts:
-    """Jobs that wait and run now, and those that have ended since the start."""
+class _Open:
+    """What there is once the database is open."""
 
-    queued: int
-    running: int
-    completed: int
-    failed: int
-    """Timed out ones, too."""
-    retried: int
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """A job, and what only its keeper knows of it."""
-
-    job: Job
-    request: JobRequest
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    is_read: bool = False
-    task: asyncio.Task[None] | None = None
-    expiry: asyncio.TimerHandle | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        return self.request.num_bytes + len(self.job.output or b"")
+    store: "Store"
+    runner: "JobRunner"
+    keeper: "JobKeeper"
+    work: asyncio.Task[None]
+    database: Any
 
 
 class Jobs:
-    """Owns every job; used on one event loop, and closed before what its jobs work with."""
+    """Owns the jobs of one server; used on one event loop, and closed before what their lines are done with."""
 
-    def __init__(self, *, max_running: int = 32, max_jobs: int = 10_000, max_bytes: int = 1 << 30) -> None:
-        self._turns = asyncio.Semaphore(max_running)
-        self._max_jobs = max_jobs
-        self._max_bytes = max_bytes
-        self._num_bytes = 0
-        self._open: dict[str, _Entry] = {}
-        self._ended: dict[str, _Entry] = {}
-        """The one that ended first stands first."""
-        self._endings: Counter[JobState] = Counter()
-        self._num_retried = 0
+    def __init__(self, config: JobsConfig, database_url: str) -> None:
+        """Without a database none are taken."""
+        self.config = config
+        self.kinds: dict[str, Kind] = {}
+        """What the jobs of each kind do; complete before the first is taken."""
+        self.sync = SyncJobs()
+        self._url = database_url
+        self._opening = asyncio.Lock()
+        self._open: _Open | None = None
+        self._first: asyncio.Task[None] | None = None
+        self._ends: dict[str, set[asyncio.Event]] = {}
+        self._backlog: Backlog | None = None
+        """None where it is not known."""
 
-    @property
-    def counts(self) -> JobCounts:
-        """Tell how many there are, and were."""
-        states = Counter(entry.job.state for entry in self._open.values())
-        return JobCounts(
-            queued=states[JobState.QUEUED],
-            running=states[JobState.RUNNING],
-            completed=self._endings[JobState.COMPLETED],
-            failed=self._endings[JobState.FAILED] + self._endings[JobState.TIMED_OUT],
-            retried=self._num_retried,
+    # Jobs
+
+    async def add(self, job: Job, lines: Sequence[NewLine] = (), *, seconds: float) -> Job:
+        """Take a job that is of use for some time; it is on disk when this returns. Raises `DatabaseDown`."""
+        from quiver.db.lines import insert_lines  # noqa: PLC0415  a server without jobs needs no database
+
+        opened, now = await self._opened(), time.time()
+        job = replace(job, created_at=now, expires_at=now + seconds, total=len(lines))
+        if lines:
+            opened.runner.remember(job.id, contextvars.copy_context())
+        also = partial(insert_lines, job_id=job.id, lines=lines, now=now) if lines else None
+        await opened.store.jobs.add(job, also)
+        (opened.runner if lines else opened.keeper).wake()
+        return job
+
+    async def get(self, job_id: str, owner: str, kind: str) -> Job:
+        """Find an owner's job. Raises `UnknownJob`."""
+        job = await self.find(job_id)
+        if (job.owner, job.kind) != (owner, kind):
+            raise UnknownJob(f"there is no job {job_id!r}: it never was, or ended too long ago")
+        return job
+
+    async def listed(self, kind: str, owner: str, page: Page) -> list[Job]:
+        """List an owner's jobs. Raises `InvalidInput`."""
+        if page.after is None and not self._has_database():
+            return []
+        return await (await self._opened()).store.jobs.listed(kind, owner, page)
+
+    async def find(self, job_id: str) -> Job:
+        """Find a job, whose ever it is. Raises `UnknownJob`."""
+        job = await (await self._opened()).store.jobs.get(job_id[:64]) if self._has_database() else None
+        if job is None:
+            raise UnknownJob(f"there is no job {job_id!r}: it never was, or ended too long ago")
+        return job
+
+    async def all(self, page: Page) -> list[Job]:
+        """List jobs of every kind and owner. Raises `InvalidInput`."""
+        if page.after is None and not self._has_database():
+            return []
+        return await (await self._opened()).store.jobs.listed(None, None, page)
+
+    async def line(self, job: Job) -> Line | None:
+        """Return the line of a job that has one."""
+        return await (await self._opened()).store.lines.first(job.id)
+
+    async def wait(self, job: Job, seconds: float) -> Job:
+        """Return a job once it has ended, or as it stands after some time. Raises `UnknownJob`."""
+        end, told = time.monotonic() + seconds, asyncio.Event()
+        self._ends.setdefault(job.id, set()).add(told)
+        try:
+            while True:
+                job = await self.get(job.id, job.owner, job.kind)
+                if job.state.has_ended or (left := end - time.monotonic()) <= 0:
+                    return job
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, POLL_SECONDS)):
+                        await told.wait()
+        finally:
+            self._ends[job.id].discard(told)
+            if not self._ends[job.id]:
+                del self._ends[job.id]
+
+    async def cancel(self, job: Job) -> Job:
+        """Stop a job that has not ended."""
+        opened, now = await self._opened(), time.time()
+        if await opened.store.jobs.cancel(job, now=now):
+            self._tell(job.id)
+        opened.runner.drop(job.id)
+        opened.keeper.wake()
+        return await self.get(job.id, job.owner, job.kind)
+
+    async def retry(self, job: Job) -> Job:
+        """Do what of a job has failed once more. Raises `InvalidInput` where nothing has."""
+        opened, now = await self._opened(), time.time()
+        may = job.state is JobState.EXPIRED or (job.state in ENDS and job.failed > 0)
+        again = (
+            await opened.store.jobs.again(job.id, now=now, expires_at=now + job.expires_at - job.created_at)
+            if may
+            else None
+        )
+        if again is None or job.state is JobState.CANCELLED:
+            raise InvalidInput(f"the job has not failed, it is {job.state}: submit it anew")
+        opened.runner.wake()
+        return again
+
+    async def purge(self, kind: str, owner: str) -> int:
+        """Cancel jobs of one line that nobody has begun; returns how many those were."""
+        if not self._has_database():
+            return 0
+        opened, now = await self._opened(), time.time()
+        waiting = await opened.store.jobs.waiting(kind, owner)
+        ended = [await opened.store.jobs.end(j, JobState.OPEN, to=JobState.CANCELLED, now=now) for j in waiting]
+        for job_id in waiting:
+            self._tell(job_id)
+        return sum(ended)
+
+    async def counts(self, kind: str, owner: str) -> JobCounts:
+        """Count jobs of one line."""
+        if not self._has_database():
+            return JobCounts()
+        return await (await self._opened()).store.jobs.counts(kind, owner)
+
+    async def stream_once(self, job: Job) -> bool:
+        """Whether nobody has read a job's output as a stream before."""
+        return await (await self._opened()).store.jobs.stream_once(job.id)
+
+    # Metrics
+
+    async def look(self) -> None:
+        """Read how much is to be done; a database that does not say so at once leaves it unknown."""
+        self._backlog = None if self._has_database() else Backlog()
+        if self._open:
+            with suppress(TimeoutError, DatabaseDown):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    self._backlog = await self._open.store.jobs.backlog()
+
+    def figures(self) -> Sequence[Figure]:
+        """Tell what was to be done at the last look, and what this server has done."""
+        found, ended = self._backlog, self._open.runner.ended if self._open else Counter[LineState]()
+        jobs: dict[str, float] = {"": found.jobs} if found else {}
+        lines: dict[str, float] = {"waiting": found.waiting, "running": found.running} if found else {}
+        age: dict[str, float] = {"": max(0.0, time.time() - (found.oldest_at or math.inf))} if found else {}
+        ends = {"done": ended[LineState.DONE], "failed": ended[LineState.FAILED]}
+        return (
+            Figure("quiver_jobs", "Jobs of the database that have not ended.", jobs),
+            Figure("quiver_job_lines", "Lines of these jobs.", lines, "state"),
+            Figure("quiver_job_oldest_seconds", "Age of the oldest of these jobs of which a line waits.", age),
+            Figure("quiver_job_lines_ended", "Lines that this server has done.", ends, "how", counted=True),
+            *self.sync.figures(),
         )
 
-    def submit(self, job_id: str, request: JobRequest) -> Job:
-        """Take a job. Raises `Overloaded` if too many wait already."""
-        self._make_room(num_jobs=1, num_bytes=request.num_bytes)
-        if len(self._open) >= self._max_jobs or self._num_bytes + request.num_bytes > self._max_bytes:
-            raise Overloaded(f"{len(self._open)} jobs are waiting already: come back later", retry_after_seconds=5)
-        entry = _Entry(Job(id=job_id, queued_at=time.monotonic()), request)
-        self._open[job_id] = entry
-        self._num_bytes += entry.num_bytes
-        entry.task = asyncio.create_task(self._run(entry))
-        return entry.job
+    # Files
 
-    def get(self, job_id: str) -> Job:
-        """Return a job as it stands. Raises `UnknownJob`."""
-        return self._find(job_id).job
+    async def keep(self, file: StoredFile, parts: AsyncIterator[bytes]) -> StoredFile:
+        """Keep a file while it comes, part by part; what does not come whole leaves nothing behind.
 
-    async def wait(self, job_id: str, seconds: float) -> Job:
-        """Return a job once it has ended, or as it stands after some time. Raises `UnknownJob`."""
-        entry = self._find(job_id)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await entry.ended.wait()
-        return entry.job
+        What is not known before the end (its name, its purpose) is read from `parts` by whoever yields them.
+        """
+        files = (await self._opened()).store.files
+        await files.begin(file)
+        size = number = 0
+        try:
+            async for part in parts:
+                await files.append(file.id, number, part)
+                size, number = size + len(part), number + 1
+        except BaseException:
+            with suppress(DatabaseDown):
+                await asyncio.shield(files.remove(file.id))
+            raise
+        return replace(file, num_bytes=size)
 
-    def read_once(self, job_id: str) -> bytes | None:
-        """Return a job's output to the first who asks after it has ended. Raises `UnknownJob`."""
-        entry = self._find(job_id)
-        if entry.is_read:
-            return None
-        entry.is_read = entry.job.output is not None
-        return entry.job.output
+    async def complete(self, file: StoredFile) -> None:
+        """Let a file that was kept be seen."""
+        await (await self._opened()).store.files.complete(file)
 
-    def cancel(self, job_id: str) -> Job:
-        """Stop a job that has not ended. Raises `UnknownJob`."""
-        entry = self._find(job_id)
-        if job_id in self._open and entry.task:
-            entry.task.cancel()
-            self._end(entry, JobState.CANCELLED)
-        return entry.job
+    async def file(self, file_id: str, owner: str) -> StoredFile:
+        """Find an owner's file. Raises `UnknownFile`."""
+        file = await (await self._opened()).store.files.get(file_id[:64]) if self._has_database() else None
+        if file is None or file.owner != owner:
+            raise UnknownFile(f"there is no file {file_id!r}", param="id")
+        return file
 
-    def retry(self, job_id: str) -> Job:
-        """Do a job that has failed once more. Raises `UnknownJob`, or `InvalidInput` if it has not."""
-        entry = self._find(job_id)
-        if entry.job.state not in (JobState.FAILED, JobState.TIMED_OUT):
-            raise InvalidInput(f"the job has not failed, it is {entry.job.state}: submit it anew")
-        self._forget(entry)
-        self._num_retried += 1
-        return self.submit(job_id, entry.request)
+    async def files(self, owner: str, purpose: str | None, page: Page) -> list[StoredFile]:
+        """List an owner's files. Raises `InvalidInput`."""
+        if page.after is None and not self._has_database():
+            return []
+        return await (await self._opened()).store.files.listed(owner, purpose, page)
 
-    def purge(self) -> int:
-        """Cancel whatever has not begun; returns how many that were."""
-        queued = [job_id for job_id, entry in self._open.items() if entry.job.state is JobState.QUEUED]
-        for job_id in queued:
-            self.cancel(job_id)
-        return len(queued)
+    async def read(self, file: StoredFile) -> AsyncIterator[bytes]:
+        """Yield a file's bytes in parts."""
+        async for part in (await self._opened()).store.files.read(file):
+            yield part
 
-    async def close(self) -> None:
-        """Stop whatever waits or runs, and forget the rest."""
-        tasks = [entry.task for entry in self._open.values() if entry.task]
-        for job_id in tuple(self._open):
-            self.cancel(job_id)
-        for entry in tuple(self._ended.values()):
-            self._forget(entry)
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async def remove(self, file: StoredFile) -> None:
+        """Remove a file."""
+        await (await self._opened()).store.files.remove(file.id)
+
+    # Life
 
     async def __aenter__(self) -> Self:
+        if self._has_database():
+            self._first = asyncio.create_task(self._open_at_last())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.close()
+        if self._first:
+            self._first.cancel()
+            await asyncio.gather(self._first, return_exceptions=True)
+        async with self._opening:
+            if opened := self._open:
+                opened.work.cancel()
+                await asyncio.gather(opened.work, return_exceptions=True)
+                await opened.database.close()
+                self._open = None
+        await self.sync.close()
 
-    def _find(self, job_id: str) -> _Entry:
-        entry = self._open.get(job_id) or self._ended.get(job_id)
-        if entry is None:
-            raise UnknownJob(f"there is no job {job_id!r}: it never was, or ended too long ago")
-        return entry
+    def _has_database(self) -> bool:
+        """Whether there may be jobs that another life of this server has left."""
+        if not self._url:
+            return False
+        return (
+            self._open is not None or not self._url.startswith(SQLITE) or Path(self._url.removeprefix(SQLITE)).exists()
+        )
 
-    async def _run(self, entry: _Entry) -> None:
-        request = entry.request
-        try:
-            async with asyncio.timeout(request.ttl_seconds):
-                async with self._turns if request.priority is Priority.BULK else nullcontext():
-                    output = await self._attempt(entry)
-            self._end(entry, JobState.COMPLETED, output=output)
-        except TimeoutError:
-            limits = f"{request.timeout_seconds:g} s to run, {request.ttl_seconds:g} s in all"
-            self._end(entry, JobState.TIMED_OUT, error=DeadlineExceeded(f"not done within its time: {limits}"))
-        except DeadlineExceeded as error:
-            self._end(entry, JobState.TIMED_OUT, error=error)
-        except QuiverError as error:
-            self._end(entry, JobState.FAILED, error=error)
-        except Exception:
-            log.exception("a job failed", job=entry.job.id)
-            self._end(entry, JobState.FAILED, error=QuiverError("the server failed; the log says why"))
-
-    async def _attempt(self, entry: _Entry) -> bytes:
-        """Do the work; where there is no room for it now, wait instead of failing: that is what a queue is for."""
+    async def _open_at_last(self) -> None:
+        """Take up what was left, as soon as the database is there."""
         while True:
-            entry.job = replace(entry.job, state=JobState.RUNNING, started_at=time.monotonic())
             try:
-                async with asyncio.timeout(entry.request.timeout_seconds):
-                    return await entry.request.work()
-            except (Overloaded, NotReady) as busy:
-                entry.job = replace(entry.job, state=JobState.QUEUED, started_at=None)
-                await asyncio.sleep(busy.retry_after_seconds)
+                await self._opened()
+            except (DatabaseDown, DatabaseError) as error:
+                log.warning("jobs wait for the database", error=error.message)
+                await asyncio.sleep(OPEN_SECONDS)
+            else:
+                return
 
-    def _end(
-        self, entry: _Entry, state: JobState, *, output: bytes | None = None, error: QuiverError | None = None
-    ) -> None:
-        job_id = entry.job.id
-        if self._open.get(job_id) is not entry:
-            return  # it was cancelled while it ended
-        self._make_room(num_bytes=len(output or b""))
-        del self._open[job_id]
-        self._num_bytes += len(output or b"")
-        self._endings[state] += 1
-        entry.job = replace(entry.job, state=state, ended_at=time.monotonic(), output=output, error=error)
-        entry.expiry = asyncio.get_running_loop().call_later(entry.request.keep_seconds, self._forget, entry)
-        self._ended[job_id] = entry
-        entry.ended.set()
+    async def _opened(self) -> _Open:
+        if not self._url:
+            raise DatabaseDown(
+                "jobs, batches and files are not taken here: the operator may set database_url to PostgreSQL"
+            )
+        if self._open is None:
+            async with self._opening:
+                if self._open is None:
+                    self._open = await self._open_now()
+        return self._open
 
-    def _make_room(self, *, num_bytes: int, num_jobs: int = 0) -> None:
-        """Forget what ended longest ago, as far as that is needed."""
-        while self._ended and (
-            len(self._open) + len(self._ended) + num_jobs > self._max_jobs
-            or self._num_bytes + num_bytes > self._max_bytes
-        ):
-            self._forget(next(iter(self._ended.values())))
+    async def _open_now(self) -> _Open:
+        # A server without jobs needs no database. What comes with it takes a second to import: not on the loop's time.
+        await asyncio.to_thread(importlib.import_module, "quiver.job_keeper")
+        from quiver import db  # noqa: PLC0415
+        from quiver.job_keeper import JobKeeper  # noqa: PLC0415
+        from quiver.job_runner import JobRunner, Store  # noqa: PLC0415
 
-    def _forget(self, entry: _Entry) -> None:
-        del self._ended[entry.job.id]
-        self._num_bytes -= entry.num_bytes
-        if entry.expiry:
-            entry.expiry.cancel()
+        database = db.Database(self._url, read_seconds=db.WRITE_SECONDS)
+        try:
+            await db.upgrade(database)
+        except BaseException:
+            await database.close()
+            raise
+        lines = db.Lines(database)
+        store = Store(db.JobRows(database), lines, db.Files(database, lines), db.Accounts(database).find_key)
+        runner = JobRunner(store, self.kinds, self._tell, max_lines=self.config.job_lines)
+        keeper = JobKeeper(store, self.kinds, runner, self._tell)
+        if self.config.webhooks:
+            keeper.call_with(partial(webhook.post, allow_private=self.config.webhooks_private))
+        # Nothing of the request at hand belongs to what is done from now on.
+        work = asyncio.create_task(_both(runner, keeper), context=contextvars.Context())
+        return _Open(store, runner, keeper, work, database)
+
+    def _tell(self, job_id: str) -> None:
+        """Tell those who wait for a job that it has ended."""
+        for told in self._ends.get(job_id, ()):
+            told.set()
+        if self._open:
+            self._open.keeper.wake()
+
+
+async def _both(runner: "JobRunner", keeper: "JobKeeper") -> None:
+    """Run both until cancelled; an accident of either begins both anew."""
+    while True:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(runner.run())
+                tasks.create_task(keeper.run())
+        except* Exception:
+            log.exception("an accident among jobs")
+        await asyncio.sleep(OPEN_SECONDS)

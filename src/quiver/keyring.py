@@ -1,6 +1,6 @@
 """Who holds a key: asked of the database, remembered for a short while, and no slow hash for a key that is known.
 
-What was found out about a text is kept under its HMAC, never under the text itself:
+What was found out about a text is kept under its keyed hash, never under the text itself:
 
     age of the database's word   a known key
     ─────────────────────────    ─────────────────────────────────────────────────────────────
@@ -14,20 +14,24 @@ waits for it; of other keys nobody can say whether they are good, which is no re
 """
 
 import asyncio
+import hashlib
 import hmac
+import math
 import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from quiver import keys
 from quiver.accounts import ADMIN, DEFAULT_SCOPES, ApiKey, User
-from quiver.db import Accounts
 from quiver.errors import AuthUnavailable, DatabaseDown, Overloaded, Unauthorized, UnknownAccount
 from quiver.keys import KeyText
+
+if TYPE_CHECKING:  # a server without accounts does without SQLAlchemy
+    from quiver.db import Accounts
 
 T = TypeVar("T")
 Find = Callable[[str], Awaitable[ApiKey | None]]
@@ -82,20 +86,31 @@ class Keyring:
 
     async def identify(self, text: str) -> ApiKey:
         """Return the key with that text. Raises `Unauthorized`, `AuthUnavailable` or `Overloaded`."""
-        mac = hmac.digest(self._pepper, text.encode("utf-8", "surrogatepass"), "sha256")
+        mac = self._mac(text)
         if self._refused.get(mac, float("-inf")) > self._clock():
             raise _unauthorized()
-        known = self._known.get(mac)
-        if known and self._is_served(known):
-            self._known.move_to_end(mac)
-            if self._clock() - known.asked_at >= FRESH_SECONDS and self._clock() >= self._down_until:
-                self._flight(mac, text)
-            return self._good(mac, known.key)
+        if key := self._served(mac, text):
+            return self._good(mac, key)
         return await asyncio.shield(self._flight(mac, text))
 
+    def identify_now(self, text: str) -> tuple[ApiKey, float] | None:
+        """Return the key with that text if it is known to be good, and for how many seconds that needs no asking again."""
+        mac = self._mac(text)
+        key, now = self._served(mac, text), self._now()
+        if key is None or not key.is_good(now):
+            return None
+        fresh_seconds = self._known[mac].asked_at + FRESH_SECONDS - self._clock()
+        return key, min(fresh_seconds, (key.expires_at or math.inf) - now)
+
     def knows(self, text: str) -> bool:
-        """Whether a key was good lately: then finding out again costs next to nothing."""
-        return hmac.digest(self._pepper, text.encode("utf-8", "surrogatepass"), "sha256") in self._known
+        """Whether a key was good lately, or bad: then finding out again costs next to nothing."""
+        mac = self._mac(text)
+        return mac in self._known or self._refused.get(mac, float("-inf")) > self._clock()
+
+    def recall(self, text: str) -> ApiKey | None:
+        """Return a key that was good lately, whether or not it still is; asks nobody."""
+        known = self._known.get(self._mac(text))
+        return known.key if known else None
 
     async def close(self) -> None:
         """End what is under way."""
@@ -111,6 +126,10 @@ class Keyring:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    def _mac(self, text: str) -> bytes:
+        # Keyed, as an HMAC is, and ten times as fast as the library's.
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), key=self._pepper, digest_size=32).digest()
+
     def _flight(self, mac: bytes, text: str) -> asyncio.Task[ApiKey]:
         """Find out about a text once, however many ask."""
         if (flight := self._flights.get(mac)) is None:
@@ -122,6 +141,16 @@ class Keyring:
         del self._flights[mac]
         if not flight.cancelled():
             flight.exception()  # whoever waits is told; nobody need be waiting
+
+    def _served(self, mac: bytes, text: str) -> ApiKey | None:
+        """Return a key that gets in before the database has said more, and have it asked where that is due."""
+        known = self._known.get(mac)
+        if known is None or not self._is_served(known):
+            return None
+        self._known.move_to_end(mac)
+        if self._clock() - known.asked_at >= FRESH_SECONDS and self._clock() >= self._down_until:
+            self._flight(mac, text)
+        return known.key
 
     def _is_served(self, known: _Known) -> bool:
         """Whether a key gets in before the database has said more."""
@@ -219,7 +248,7 @@ class Order:
     expires_at: float | None = None
 
 
-async def issue(accounts: Accounts, order: Order, *, now: float, rounds: int = keys.ROUNDS) -> KeyText:
+async def issue(accounts: "Accounts", order: Order, *, now: float, rounds: int = keys.ROUNDS) -> KeyText:
     """Make a key and keep all of it but the secret, which is only in what is returned."""
     text = keys.mint(order.prefix)
     hashed = await asyncio.to_thread(keys.hash_key, text, rounds=rounds)
@@ -238,7 +267,7 @@ async def issue(accounts: Accounts, order: Order, *, now: float, rounds: int = k
 
 
 async def rotate(
-    accounts: Accounts, key_id: str, *, now: float, grace_seconds: float = 0.0, rounds: int = keys.ROUNDS
+    accounts: "Accounts", key_id: str, *, now: float, grace_seconds: float = 0.0, rounds: int = keys.ROUNDS
 ) -> KeyText:
     """Issue a key like an old one, which ends after the grace. Raises `UnknownAccount` where there is no good one."""
     old = await accounts.find_key(key_id)

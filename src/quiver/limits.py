@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from quiver.accounts import Rate
 from quiver.remote import Client, Remote, RemoteDown
@@ -18,8 +18,7 @@ _ROUNDING = 1e-6
 """Seconds: what adding to a large clock loses."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether someone may ask now, and how much is left."""
 
     allowed: bool
@@ -45,6 +44,11 @@ def take(ahead: float, rate: Rate, cost: float = 1.0) -> tuple[float, Verdict]:
 def _verdict(ahead: float, rate: Rate, *, retry_after_seconds: float) -> Verdict:
     left = rate.burst - (ahead - _ROUNDING) * rate.per_second
     return Verdict(not retry_after_seconds, rate, max(0, int(left)), retry_after_seconds, max(0.0, ahead))
+
+
+def part_of(rate: Rate, processes: int) -> Rate:
+    """Return what each of several processes may let through, so that all together let through no more."""
+    return Rate(rate.per_second / processes, max(1.0, rate.burst // processes)) if processes > 1 else rate
 
 
 class Buckets:
@@ -93,15 +97,26 @@ Time is Redis's own, so that servers need not agree on theirs."""
 class Limiter:
     """Counts each request of those who ask, for all servers together as long as their Redis answers.
 
-    Without it each server counts for itself: nobody is ever unlimited.
+    Without it each server counts for itself: nobody is ever unlimited. Of several processes of one server each then
+    counts its part.
     """
 
     def __init__(
-        self, remote: Remote | None = None, *, prefix: str = "quiver:", clock: Callable[[], float] = time.monotonic
+        self,
+        remote: Remote | None = None,
+        *,
+        prefix: str = "quiver:",
+        processes: int = 1,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._remote = remote
         self._prefix = prefix
+        self._processes = processes
         self._buckets = Buckets(clock)
+
+    def take_here(self, who: str, rate: Rate) -> Verdict | None:
+        """Take from someone's bucket if it is in this process; None where it is shared."""
+        return None if self._remote else self._buckets.take(who, part_of(rate, self._processes))
 
     async def take(self, who: str, rate: Rate, cost: float = 1.0) -> Verdict:
         """Take from someone's bucket."""
@@ -109,7 +124,7 @@ class Limiter:
             with suppress(RemoteDown):
                 before = await self._remote.call(lambda client: self._ahead(client, who, rate, cost))
                 return take(before, rate, cost)[1]
-        return self._buckets.take(who, rate, cost)
+        return self._buckets.take(who, part_of(rate, self._processes), cost)
 
     async def _ahead(self, client: Client, who: str, rate: Rate, cost: float) -> float:
         script = client.register_script(_SHARED_TAKE)

@@ -6,20 +6,17 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from quiver import cgroups
+
 SHARE = 0.85
 """Of what there is: beyond it, the kernel comes before the next allocation does."""
 MAX_ARENAS = 2
 _M_ARENA_MAX = -8
-_CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def limit_bytes() -> int:
     """Return how much this process should hold at most: a share of the container's memory, or of the machine's."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in _CGROUPS:
-        with suppress(OSError, ValueError):
-            limits.append(int(Path(path).read_text(encoding="ascii")))
-    return int(SHARE * min(limits))
+    return int(SHARE * min(total_bytes(), cgroups.memory_bytes()))
 
 
 def resident_bytes() -> int:
@@ -29,6 +26,19 @@ def resident_bytes() -> int:
     except OSError:
         return 0
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def total_bytes() -> int:
+    """Return how much the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_bytes() -> int:
+    """Return how much of the machine's memory a process could still get; 0 where the system does not say."""
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return 0
 
 
 def keep_small() -> None:

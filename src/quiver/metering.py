@@ -16,7 +16,7 @@ from typing import Protocol, Self
 
 import structlog
 
-from quiver.accounts import ApiKey, UsageEntry, end_of_period, period_of
+from quiver.accounts import ApiKey, Request, UsageEntry, end_of_period, period_of
 from quiver.errors import AuthUnavailable, DatabaseDown, InsufficientQuota, KeyReused, StillRunning
 from quiver.spool import Spool
 
@@ -24,6 +24,8 @@ log = structlog.get_logger(__name__)
 
 REFRESH_SECONDS = 5.0
 FLUSH_SECONDS = 1.0
+TALLY_SECONDS = 0.05
+"""For so long what is answered at once is tallied: as much of it may be lost with a process that is killed."""
 CLOSE_SECONDS = 3.0
 FORGET_SECONDS = 3600.0
 """How often old rows are removed."""
@@ -61,16 +63,25 @@ class _Month:
     refresh: asyncio.Task[None] | None = None
 
     @property
+    def is_known(self) -> bool:
+        return self.asked_at > float("-inf")
+
+    @property
     def used(self) -> int:
         return self.base + self.pending + self.reserved
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What makes one request be the same as another: its id, and a fingerprint of its body."""
+@dataclass(slots=True, eq=False)
+class _Tally:
+    """What a key was answered at once with a model's known results, and is not put down yet."""
 
-    id: str
-    fingerprint: str = ""
+    key: ApiKey
+    since: float
+    month: _Month
+    requests: int = 0
+    embeddings: int = 0
+    cached: int = 0
+    tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -83,7 +94,8 @@ class Reservation:
     is_repeated: bool = False
     """The same request was answered before: it costs nothing again."""
     is_settled: bool = False
-    months: list[_Month] = field(default_factory=list)
+    held: list[tuple[_Month, int]] = field(default_factory=list)
+    """Of which month how much; of one that is settled, nothing more."""
 
 
 class Meter:
@@ -108,6 +120,8 @@ class Meter:
         self._months: dict[tuple[int, str], _Month] = {}
         self._unapplied: dict[str, UsageEntry] = {}
         """What this process settled and the ledger is not known to have."""
+        self._tallies: dict[tuple[str, str], _Tally] = {}
+        """By key and model."""
         self._running: dict[str, str] = {}
         """Requests with an idempotency key that are being answered, and their fingerprints."""
         self._ledger_turn = asyncio.Lock()
@@ -117,7 +131,8 @@ class Meter:
     @property
     def num_unapplied(self) -> int:
         """Requests that are settled and not in the ledger yet."""
-        return len(self._unapplied)
+        tallied = sum([tally.requests for tally in self._tallies.values()])
+        return tallied + sum([entry.requests for entry in self._unapplied.values()])
 
     @asynccontextmanager
     async def reservation(
@@ -131,12 +146,65 @@ class Meter:
         is_repeated = await self._begin(request)
         reservation = Reservation(key, request, embeddings, is_repeated)
         try:
-            if not is_repeated:
-                await self._reserve(reservation)
+            await self._reserve(reservation, embeddings)
             yield reservation
         finally:
             self._running.pop(request.id, None)
             self._release(reservation)
+
+    async def extend(self, reservation: Reservation, embeddings: int) -> None:
+        """Hold more for a request that turns out to be larger. Raises `InsufficientQuota` or `AuthUnavailable`."""
+        await self._reserve(reservation, embeddings)
+        reservation.embeddings += embeddings
+
+    def charge_now(self, key: ApiKey, embeddings: int, *, model: str, tokens: int) -> bool:
+        """Note a request that is answered with known results, if so much is known to be left; waits for nobody.
+
+        Those of a moment are put down together: there may be thousands in a second.
+        """
+        tally = self._tallies.get((key.id, model)) or self._open_tally(key, model)
+        month, most = tally.month, key.user.tier.monthly_embeddings
+        if most is not None and not (month.is_known and month.used + embeddings <= most):
+            return False
+        counted = embeddings if self._counts_cached else 0
+        month.pending += counted
+        tally.requests += 1
+        tally.embeddings += counted
+        tally.cached += embeddings
+        tally.tokens += tokens
+        return True
+
+    def _open_tally(self, key: ApiKey, model: str) -> _Tally:
+        if not self._tallies:
+            asyncio.get_running_loop().call_later(TALLY_SECONDS, self._put_down)
+        now = self._now()
+        month = self._month(key.user.id, period_of(now))
+        if key.user.tier.monthly_embeddings is not None:
+            self._look_up(month)
+        tally = self._tallies[key.id, model] = _Tally(key, now, month)
+        return tally
+
+    def _put_down(self) -> None:
+        """Let the spool have what is tallied."""
+        tallies, self._tallies = self._tallies, {}
+        for (key_id, model), tally in tallies.items():
+            if not tally.requests:
+                continue  # its key had nothing left
+            entry = UsageEntry(
+                request_id=new_request_id(tally.since),
+                user_id=tally.key.user.id,
+                key_id=key_id,
+                model=model,
+                embeddings=tally.embeddings,
+                cached=tally.cached,
+                tokens=tally.tokens,
+                created_at=tally.since,
+                requests=tally.requests,
+            )
+            if self.spool.add(entry).done():  # there was no room for it
+                tally.month.pending -= tally.embeddings
+            else:
+                self._unapplied[entry.request_id] = entry
 
     def settle(self, reservation: Reservation, *, model: str, cached: int, tokens: int) -> asyncio.Future[bool]:
         """Note what a request used; the future tells, within a moment, whether that is on disk."""
@@ -166,6 +234,7 @@ class Meter:
 
     async def flush(self) -> None:
         """Bring to the ledger what is settled, and what processes that died left behind. Raises `DatabaseDown`."""
+        self._put_down()
         await self.spool.drain(self._apply)
 
     async def close(self) -> None:
@@ -180,6 +249,7 @@ class Meter:
         with suppress(DatabaseDown, TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self.flush()
+        self._put_down()
         await self.spool.close()
 
     async def __aenter__(self) -> Self:
@@ -219,25 +289,27 @@ class Meter:
             return await self._ledger.fingerprint(request_id)
         return None
 
-    async def _reserve(self, reservation: Reservation) -> None:
+    async def _reserve(self, reservation: Reservation, embeddings: int) -> None:
+        if reservation.is_repeated or not embeddings:
+            return
         tier, now = reservation.key.user.tier, self._now()
         month = self._month(reservation.key.user.id, period_of(now))
         if (most := tier.monthly_embeddings) is not None:
             await self._know(month)
-            if month.used + reservation.embeddings > most:
+            if month.used + embeddings > most:
                 left = max(0, most - month.used)
                 raise InsufficientQuota(
-                    f"{reservation.embeddings} embeddings are asked for, but {left} of the {most} of tier "
+                    f"{embeddings} embeddings are asked for, but {left} of the {most} of tier "
                     f"{tier.name!r} are left in {month.period}",
                     retry_after_seconds=end_of_period(now) - now,
                 )
-        month.reserved += reservation.embeddings
-        reservation.months.append(month)
+        month.reserved += embeddings
+        reservation.held.append((month, embeddings))
 
     def _release(self, reservation: Reservation) -> None:
-        for month in reservation.months:
-            month.reserved -= reservation.embeddings
-        reservation.months.clear()
+        for month, embeddings in reservation.held:
+            month.reserved -= embeddings
+        reservation.held.clear()
 
     def _month(self, user_id: int, period: str) -> _Month:
         if (month := self._months.get((user_id, period))) is None:
@@ -246,16 +318,18 @@ class Meter:
         return month
 
     async def _know(self, month: _Month) -> None:
-        """Ask the ledger about a month that it was not asked about lately; only the first to ask waits."""
-        age = self._clock() - month.asked_at
-        if age < REFRESH_SECONDS:
-            return
-        if month.refresh is None or month.refresh.done():
-            month.refresh = asyncio.create_task(self._refresh(month))
-        if age == float("inf"):
+        """Ask the ledger about a month; only the first to ask waits."""
+        self._look_up(month)
+        if not month.is_known and month.refresh:
             await asyncio.shield(month.refresh)
-            if month.asked_at == float("-inf"):
-                raise AuthUnavailable("how much is left of the quota cannot be found out at the moment: try again")
+        if not month.is_known:
+            raise AuthUnavailable("how much is left of the quota cannot be found out at the moment: try again")
+
+    def _look_up(self, month: _Month) -> None:
+        """Have the ledger asked about a month that it was not asked about lately."""
+        is_asked = month.refresh is not None and not month.refresh.done()
+        if self._clock() - month.asked_at >= REFRESH_SECONDS and not is_asked:
+            month.refresh = asyncio.create_task(self._refresh(month))
 
     async def _refresh(self, month: _Month) -> None:
         with suppress(DatabaseDown):

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from quiver.accounts import ApiKey
+from quiver.accounts import ApiKey, Request
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -65,6 +65,12 @@ class Caller:
     """When nobody waits for the answer any more, by the monotonic clock."""
     key: ApiKey | None = None
     """The key of an account that was shown, if calls need one."""
+    priority: Priority = Priority.INTERACTIVE
+    """The best turn that its requests may have."""
+    request: Request | None = None
+    """What makes this request the same as an earlier one, where the client says so."""
+    tab: object = None
+    """What all of its request is put on, where that is more than one call of the engine (`billing.py`)."""
 
     @property
     def account(self) -> str:
@@ -306,6 +312,8 @@ class PackedBatch:
     positions: Ints  # (T,) restart at 0 for each input
     type_ids: Ints  # (T,)
     cu_seqlens: Ints  # (B + 1,) input i is tokens cu_seqlens[i]:cu_seqlens[i + 1]
+    per_token: bool = False
+    """A result for each token is wanted, of some of the inputs at least."""
 
     @property
     def lengths(self) -> Ints:
@@ -338,7 +346,7 @@ class ModelStatus:
 
     id: str
     state: ModelState
-    kind: str = "embed"
+    kind: Kind = "embed"
     description: str = ""
     pooling: str = ""
     revision: str = ""

@@ -21,6 +21,8 @@ CUT = 0
 HANGS = -1
 """In the place of a status: nothing came within the patience."""
 TICK_SECONDS = 0.002
+STEP_SECONDS = 0.005
+"""An open load sends what is due in such steps: waking for each request alone would take from the server what is measured."""
 _LENGTH = b"\r\ncontent-length: "
 
 
@@ -286,7 +288,7 @@ class OpenLoad:
 async def open_load(
     pool: Pool, shots: Sequence[Shot], rate: float, seconds: float, *, patience: float = 10.0, seed: int = 0
 ) -> OpenLoad:
-    """Send at random times (Poisson), whatever comes back; then wait, with patience, for what is still out."""
+    """Send at random times (Poisson), in steps of 5 ms, whatever comes back; then wait, with patience, for what is out."""
     rng = np.random.default_rng(seed)
     due = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))  # (N,)
     count = len(due)
@@ -316,7 +318,7 @@ async def open_load(
         while sent < count and due[sent] <= now:
             shoot(sent)
             sent += 1
-        await asyncio.sleep(TICK_SECONDS)
+        await asyncio.sleep(STEP_SECONDS)
     seen.elapsed = time.perf_counter() - start
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(all_back.wait(), patience)

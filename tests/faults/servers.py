@@ -28,11 +28,17 @@ def importable() -> str:
 
 @contextlib.contextmanager
 def stub(
-    *, models: int = 1, lanes: int = 2, behave: dict[str, Any] | None = None, **settings: Any
+    *,
+    models: int = 1,
+    lanes: int = 2,
+    behave: dict[str, Any] | None = None,
+    break_if: Path | None = None,
+    **settings: Any,
 ) -> Iterator[ServerProcess]:
     """Run a stub with some behaviour and settings; it is gone afterwards."""
     given = [f"--set={name}={value}" for name, value in settings.items()]
     given += [f"--behave={name}={value}" for name, value in (behave or {}).items()]
+    given += [f"--break-if={break_if}"] if break_if else []
     arguments = (f"--models={models}", f"--lanes={lanes}", *given)
     with serving(*arguments, command=STUB, PYTHONPATH=importable()) as server:
         yield server
@@ -53,6 +59,11 @@ async def waiting_tokens(pool: Pool) -> float:
     answer = await pool.ask(get("/metrics"))
     lines = answer.body.decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("quiver_waiting_tokens{"))
+
+
+def members(server: ServerProcess) -> list[psutil.Process]:
+    """Return the processes of a server that has several, the oldest first."""
+    return sorted(psutil.Process(server.process.pid).children(), key=lambda process: process.create_time())
 
 
 def descriptors(server: ServerProcess) -> int:

@@ -7,24 +7,30 @@ seams alone: the backend, the tokenizer, and what is called while the server loa
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import uvloop
 
 from fakes import SPEC, HashBackend, byte_tokenizer
 from quiver import app, config, memory
+from quiver.cli_processes import share_of, supervise
+from quiver.cli_settings import given_place
 from quiver.engine.model import Model, WarmUp
 from quiver.engine.tokenizer import Tokenizer
 from quiver.errors import EngineError, QuiverError
+from quiver.place import Place
 from quiver.telemetry import logs
+from quiver.telemetry.observer import Exchange, Observer
 from quiver.types import Encoding, Floats, Ints, PackedBatch
 
 DIMENSIONS: Mapping[str, int] = {"stub/a": 32, "stub/b": 48, "stub/c": 64, "stub/wide": 2048}
@@ -82,6 +88,8 @@ class Behaviour:
     """Kept by each batch for ever."""
     load_seconds: float = 0.0
     hoard: list[bytes] = field(default_factory=list)
+    breaks: set[str] = field(default_factory=set)
+    """What of the observer fails the next time, as inputs have told (`!observe exchange`)."""
 
 
 class StubBackend(HashBackend):
@@ -131,6 +139,8 @@ class StubBackend(HashBackend):
                 vectors[i] = np.nan
             case "infinity":
                 vectors[i, 0] = np.inf
+            case "observe":
+                self._behaviour.breaks.add(argument.split()[0])
             case "few":
                 return vectors[:-1]
         return vectors
@@ -144,6 +154,38 @@ class StubBackend(HashBackend):
         self._once.add(argument)
         if word in RAISED and not (word == "memory-unless-alone" and num_inputs == 1):
             raise RAISED[word]
+
+
+OBSERVED = ("batch_computed", "inputs_computed")
+"""Called in the lane, and on the event loop."""
+
+
+def break_observer(observer: Observer, breaks: set[str]) -> None:
+    """Let an observer fail once where it is told to."""
+
+    def failing(name: str) -> None:
+        if name in breaks:
+            breaks.remove(name)
+            raise RuntimeError("a stub's observer was told to")
+
+    def wrapped(name: str, report: Callable[..., None]) -> Callable[..., None]:
+        def call(*values: object) -> None:
+            failing(name)
+            report(*values)
+
+        return call
+
+    whole = observer.exchange
+
+    @contextlib.contextmanager
+    def exchange(method: str, headers: Mapping[str, str]) -> Iterator[Exchange]:
+        with whole(method, headers) as exchange:
+            yield exchange
+        failing("exchange")
+
+    for name in OBSERVED:
+        setattr(observer, name, wrapped(name, getattr(observer, name)))
+    observer.exchange = exchange  # type: ignore[method-assign]
 
 
 class StubTokenizer(Tokenizer):
@@ -165,24 +207,30 @@ class StubTokenizer(Tokenizer):
 def stub_model(model: str, behaviour: Behaviour, *, lanes: int) -> Model:
     """Make a model of the stub; call it on the event loop."""
     base = byte_tokenizer()
-    tokenizer = StubTokenizer(base.backend, base.max_tokens, base.vocab_size, num_tail=0)
+    tokenizer = StubTokenizer(base.backend, base.max_tokens, base.vocab_size, num_tail=0, quick_chars=0)
     spec = replace(SPEC, id=model, weights=model, aliases=(), dimensions=DIMENSIONS[model])
     return Model(spec, "float32", tokenizer, StubBackend(model, behaviour, asyncio.get_running_loop(), lanes))
 
 
-async def serve(settings: config.Config, behaviour: Behaviour, lanes: int) -> None:
+async def serve(
+    settings: config.Config, behaviour: Behaviour, options: argparse.Namespace, place: Place | None
+) -> None:
     """Serve stubs until a signal."""
     memory.keep_small()
     parts = app.build(settings)
-
+    break_observer(parts.service.observer, behaviour.breaks)
     speed = 1 / behaviour.seconds_per_token if behaviour.seconds_per_token else FULL_SPEED
 
     async def load() -> None:
         await asyncio.sleep(behaviour.load_seconds)
+        if options.break_if and await asyncio.to_thread(Path(options.break_if).exists):
+            os._exit(3)
         for name in settings.models.model:
-            parts.engine.replicas.add(name, stub_model(name, behaviour, lanes=lanes), WarmUp(tokens_per_second=speed))
+            parts.engine.replicas.add(
+                name, stub_model(name, behaviour, lanes=options.lanes), WarmUp(tokens_per_second=speed)
+            )
 
-    await app.run(parts, load)
+    await app.run(parts, load, place)
 
 
 def main() -> None:
@@ -190,17 +238,21 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--models", type=int, default=1)
     arguments.add_argument("--lanes", type=int, default=2)
+    arguments.add_argument("--break-if", metavar="FILE", help="end while loading where this file is there")
     arguments.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE")
     arguments.add_argument("--behave", action="append", default=[], metavar="FIELD=NUMBER")
     options = arguments.parse_args()
     given = {name: value for name, _, value in (pair.partition("=") for pair in options.set)}
-    flags = {"port": "0", "cache_entries": "0", **given, "model": list(DIMENSIONS)[: options.models]}
+    flags = {"port": "0", "cache_entries": "0", "auth": "off", **given, "model": list(DIMENSIONS)[: options.models]}
     settings = config.load(env={}, flags=flags)
     kinds: Mapping[str, Callable[[str], float]] = {"swap_every": int, "leak_bytes": int}
     behaviour = Behaviour(**{n: kinds.get(n, float)(v) for n, _, v in (pair.partition("=") for pair in options.behave)})
-    logs.configure(settings.server)
+    place = given_place()
+    logs.configure(settings.server, secrets=config.secrets(settings), process=place.number if place else None)
     try:
-        uvloop.run(serve(settings, behaviour, options.lanes))
+        if place is None and settings.server.processes > 1:
+            sys.exit(supervise(settings))
+        uvloop.run(serve(share_of(settings, place), behaviour, options, place))
     except QuiverError as error:
         sys.stderr.write(f"quiver: {error.message}\n")
         sys.stderr.flush()

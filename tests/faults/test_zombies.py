@@ -88,6 +88,20 @@ async def test_only_the_culprit_fails(url, mark, status, code, form):
         await assert_serves_on(pool)
 
 
+@pytest.mark.parametrize("hop", ["batch_computed", "inputs_computed", "exchange"])
+async def test_who_counts_may_fail(url, hop):
+    """A fault of the observer, in the lane, on the loop or after the reply is made, is answered at once and stays alone."""
+    async with Pool(url) as pool:
+        answer, ledger = await beside(pool, embed([f"!observe {hop}"]))
+        assert answer.status in {200, 500, 503}
+        assert ledger.statuses.total() == NEIGHBOURS
+        assert set(ledger.statuses) <= {200, 500, 503}
+        assert ledger.statuses[200] >= NEIGHBOURS / 4
+        assert (answer.status, ledger.statuses[200]) != (200, NEIGHBOURS)
+        assert max(answer.seconds, slowest(ledger)) < AT_ONCE_SECONDS + NOISE_SECONDS
+        await assert_serves_on(pool)
+
+
 async def test_a_batch_that_does_not_fit_into_memory_is_halved(url):
     """Inputs that fail together for want of memory are computed apart, and nobody notices."""
     async with Pool(url) as pool:

@@ -1,6 +1,6 @@
 """A request and its reply without a transport, and what a dialect is made of: routes, and the shape of its errors."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -12,7 +12,7 @@ from quiver import errors
 from quiver.capacity import Load, Places
 from quiver.errors import InvalidInput, InvalidJson, QuiverError, Unavailable, WrongMediaType, WrongMethod
 from quiver.service import Service
-from quiver.types import Caller, Timings
+from quiver.types import Caller, Embeddings, Timings
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -37,11 +37,22 @@ class Call:
     caller: Caller = LOCAL
     places: Places | None = None
     """Those that it has one of; None where there is no bound."""
+    parts: AsyncIterator[bytes] | None = None
+    """The body as it comes, where the route takes it so; `body` is empty then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a reply counts as whose results were all known before."""
+
+    model: str
+    inputs: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One response; its body is complete."""
+    """One response; its body is complete, unless parts follow."""
 
     status: int
     body: bytes
@@ -49,6 +60,12 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     timings: Timings | None = None
     """Where its time went; sent as `server-timing`."""
+    parts: AsyncIterator[bytes] | None = None
+    """What follows the body, part by part; its headers say how long both are."""
+    known: Known | None = None
+    """What it is made of, where each result was known before: the same request may get the same reply again."""
+    timed: str = ""
+    """The field at the end of its body that tells the milliseconds that it took, if there is one."""
 
 
 Handler = Callable[[Service, Call], Awaitable[Reply]]
@@ -75,6 +92,12 @@ class Route:
     is_queued: bool = False
     """Its work waits in a queue of its own, or it waits for such work: it has no deadline, and no long line keeps it
     out."""
+    is_upload: bool = False
+    """Reads its body as it comes, however large: the transport hands it over in parts."""
+    may_be_empty: bool = False
+    """Has nothing to say to some calls, and answers them 204."""
+    is_repeatable: bool = False
+    """The same request may get the same reply again: there is nothing of the moment in it."""
     at_root: bool = True
     """Stands at its own path too, and not under the dialect's prefix alone."""
 
@@ -101,6 +124,7 @@ STATUSES: dict[type[QuiverError], int] = {
     errors.Refused: 400,
     errors.UnknownModel: 404,
     errors.UnknownJob: 404,
+    errors.UnknownFile: 404,
     errors.UnknownRoute: 404,
     errors.WrongMethod: 405,
     errors.UnknownAccount: 404,
@@ -128,6 +152,13 @@ def status_of(error: QuiverError, own: Mapping[type[QuiverError], int] | None = 
     """Return the HTTP status of a domain error, by a dialect's own table first."""
     statuses = {**STATUSES, **(own or {})}
     return next((statuses[cls] for cls in type(error).__mro__ if cls in statuses), 500)
+
+
+def known_of(embeddings: Embeddings) -> Known | None:
+    """Say what a reply counts as that is made of these, where all of them were known before."""
+    inputs = len(embeddings.vectors)
+    is_known = len(embeddings.usage.cached) == inputs
+    return Known(embeddings.model, inputs, embeddings.usage.num_tokens) if is_known else None
 
 
 def decode_json(call: Call, kind: type[T], *, any_media_type: bool = False) -> T:
@@ -189,6 +220,7 @@ def refuse(dialect: Dialect, error: QuiverError, load: Load | None = None) -> Re
     Headers of the API's own are there where the `load` is known.
     """
     status, headers = status_of(error, dialect.statuses), load_headers(dialect, error, load)
+    headers["x-error-code"] = error.code  # few APIs have a place for it in the body
     if isinstance(error, Unavailable):
         headers["retry-after"] = str(max(1, round(error.retry_after_seconds + 0.5)))
         headers["retry-after-ms"] = str(round(error.retry_after_seconds * 1000))

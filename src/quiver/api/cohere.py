@@ -290,7 +290,7 @@ async def tokenize(service: Service, call: Call) -> Reply:
     """Cut a text into tokens."""
     body = decode_json(call, TokenizeBody)
     request = TokenizeRequest(texts=[body.text], model=body.model or None, special_tokens=False)
-    (tokens,) = (await service.tokenize(request)).tokens
+    (tokens,) = (await service.tokenize(request, call.caller)).tokens
     reply = TokenizeReply([token.id for token in tokens], [token.text for token in tokens], Meta(Version("1")))
     return Reply(200, msgspec.json.encode(reply))
 
@@ -298,7 +298,7 @@ async def tokenize(service: Service, call: Call) -> Reply:
 async def detokenize(service: Service, call: Call) -> Reply:
     """Turn tokens back into a text."""
     body = decode_json(call, DetokenizeBody)
-    (text,) = await service.decode(DecodeRequest(ids=[body.tokens], model=body.model or None))
+    (text,) = await service.decode(DecodeRequest(ids=[body.tokens], model=body.model or None), call.caller)
     return Reply(200, msgspec.json.encode(DetokenizeReply(text, Meta(Version("1")))))
 
 

@@ -16,12 +16,19 @@ from quiver.api.call import PATIENCE, Dialect, Reply, Route, load_headers, patie
 from quiver.api.router import Router
 from quiver.config import ServerConfig
 from quiver.errors import Overloaded, QuiverError, TooSlow
+from quiver.gate import KEY_HEADERS, Gate
 from quiver.telemetry.observer import Observer
 from quiver.types import Caller
 
+LOAD_SECONDS = 0.25
+"""How long refusals say the same of the load: a client that is told to come back later makes no use of more."""
+REFUSED_SECONDS = 0.005
+"""How long a refusal holds for requests of the same caller, size and patience: room for them takes longer to come."""
+_NEVER: tuple[float, QuiverError | None] = (0.0, None)
 MAX_KNOWN = 1024
 """Most URLs, and most responses, that are remembered."""
-_PATIENCE = tuple((name.encode(), name) for name in PATIENCE)
+_READ = tuple((name.encode(), name) for name in (*PATIENCE, *KEY_HEADERS))
+"""The headers that are looked at before a body is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +44,21 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Edge:
-    """Knows which API a request is made in by its path alone, and writes refusals in that API's shape."""
+    """Knows which API a request is made in by its path alone, and writes refusals in that API's shape.
+
+    `headers` stand in each of them, whatever it is about.
+    """
 
     def __init__(
         self,
         router: Router,
+        gate: Gate,
         admission: Admission,
         observer: Observer,
         config: ServerConfig,
+        headers: Mapping[str, str],
     ) -> None:
+        self._gate = gate
         self.admission = admission
         self._router = router
         self._observer = observer
@@ -53,23 +66,48 @@ class Edge:
         self._cors_origins = frozenset(config.cors_origins)
         self._url_prefix = config.url_prefix
         self._max_body_bytes = config.max_body_bytes
+        self._headers = headers
         self._known: dict[tuple[str, bytes], tuple[Dialect, Route | None]] = {}
+        self._refused: dict[tuple[str, int, float, bool], tuple[float, QuiverError | None]] = {}
+        """Who was refused a moment ago, until when that holds, and why."""
+        self._loads: dict[tuple[str, QuiverError], tuple[float, bytes]] = {}
+        """What was said of the load, and until when it is said again."""
         self._ready_made: dict[tuple[Callable[[int, QuiverError], bytes], QuiverError], tuple[bytes, bytes]] = {}
 
     def refusal(self, method: str, url: bytes, headers: Headers, peer: str) -> Refusal | None:
         """Return the response to a request that cannot be let in now, or None for one that can."""
-        dialect, route = self._peek(method, url)
+        given = dict(headers)
+        error = self.judge(method, url, given, peer)
+        return None if error is None else self._written(self.peek(method, url)[0], error, given)
+
+    def judge(self, method: str, url: bytes, given: Mapping[bytes, bytes], peer: str) -> QuiverError | None:
+        """Tell why a request with these headers cannot be let in now."""
+        _, route = self.peek(method, url)
         if route is None or route.public or method != "POST":
             return None
-        given = dict(headers)
+        said = {name: given[wire].decode("latin-1") for wire, name in _READ if wire in given}
+        caller = self._gate.glance(said, peer)
+        if isinstance(caller, QuiverError):
+            return caller
         if (num_bytes := _length(given)) > self._max_body_bytes:
             return None  # it is told so, and not to come back
-        said = {name: given[wire].decode("latin-1") for wire, name in _PATIENCE if wire in given}
-        deadline = time.monotonic() + patience(said, self._timeout_seconds)
-        error = self.admission.refusal(num_bytes, Caller(peer, deadline), is_queued=route.is_queued)
-        return None if error is None else self._written(dialect, error, given)
+        held = 0 if route.is_upload else num_bytes
+        return self._judged(caller.id, held, patience(said, self._timeout_seconds), is_queued=route.is_queued)
 
-    def _peek(self, method: str, url: bytes) -> tuple[Dialect, Route | None]:
+    def _judged(self, caller: str, held: int, seconds: float, *, is_queued: bool) -> QuiverError | None:
+        """Ask whether there is room and time; who asks for the same again in a moment is told the same."""
+        asked, now = (caller, held, seconds, is_queued), time.monotonic()
+        until, error = self._refused.get(asked, _NEVER)
+        if now < until:
+            return error
+        error = self.admission.refusal(held, Caller(caller, now + seconds), is_queued=is_queued)
+        if error:
+            if len(self._refused) >= MAX_KNOWN:
+                self._refused.clear()
+            self._refused[asked] = now + REFUSED_SECONDS, error
+        return error
+
+    def peek(self, method: str, url: bytes) -> tuple[Dialect, Route | None]:
         """Look a URL up; what has been looked up before is remembered, up to a number."""
         if (found := self._known.get((method, url))) is None:
             if len(self._known) >= MAX_KNOWN:
@@ -78,9 +116,14 @@ class Edge:
             found = self._known[method, url] = self._router.peek(method, path_below(self._url_prefix, path))
         return found
 
+    def is_upload(self, method: str, url: bytes) -> bool:
+        """Whether a body may take as long as it keeps coming."""
+        route = self.peek(method, url)[1]
+        return route is not None and route.is_upload
+
     def late(self, url: bytes) -> Refusal:
         """Return the response to a request that did not come whole in time."""
-        dialect, _ = self._peek("POST", url)
+        dialect, _ = self.peek("POST", url)
         return self._written(dialect, TooSlow("the request did not come in time: send it faster"), {})
 
     def broken(self, error: QuiverError) -> Refusal:
@@ -94,23 +137,29 @@ class Edge:
         if key not in self._ready_made:
             if len(self._ready_made) >= MAX_KNOWN:
                 self._ready_made.clear()
-            self._ready_made[key] = _wire(refuse(dialect, error), closes=closes)
+            self._ready_made[key] = _wire(refuse(dialect, error), self._headers, closes=closes)
         head, body = self._ready_made[key]
         request_id, rest = random.getrandbits(128), self._load(dialect, error) + self._allowed_origin(given)
         return Refusal(b"%bx-request-id: req_%032x\r\n%b\r\n%b" % (head, request_id, rest, body), closes)
 
     def _load(self, dialect: Dialect, error: QuiverError) -> bytes:
-        """Write what an API's refusals say of the load: it moves, so that nothing of it is remembered."""
+        """Write what an API's refusals say of the load: it moves, so that it is remembered for a moment only."""
         if dialect.refusal_headers is None:
             return b""
-        return _lines(load_headers(dialect, error, self.admission.load(error)))
+        now, (until, lines) = time.monotonic(), self._loads.get((dialect.name, error), (0.0, b""))
+        if now >= until:
+            lines = _lines(load_headers(dialect, error, self.admission.load(error)))
+            if len(self._loads) >= MAX_KNOWN:
+                self._loads.clear()
+            self._loads[dialect.name, error] = now + LOAD_SECONDS, lines
+        return lines
 
     def _allowed_origin(self, given: Mapping[bytes, bytes]) -> bytes:
         """Let a page in a browser read why it is refused, where it may call at all."""
         origin = given.get(b"origin")
         if origin is None or not self._cors_origins & {"*", origin.decode("latin-1")}:
             return b""
-        return b"access-control-allow-origin: %b\r\nvary: origin\r\n" % origin
+        return b"access-control-allow-origin: %b\r\naccess-control-expose-headers: *\r\nvary: origin\r\n" % origin
 
 
 def path_below(prefix: str, path: str) -> str:
@@ -124,9 +173,9 @@ def _length(given: Mapping[bytes, bytes]) -> int:
     return int(length) if length.isdigit() else 0
 
 
-def _wire(reply: Reply, *, closes: bool) -> tuple[bytes, bytes]:
+def _wire(reply: Reply, more: Mapping[str, str], *, closes: bool) -> tuple[bytes, bytes]:
     """Return a response's head, without the empty line that ends it, and its body."""
-    headers = {"content-type": reply.media_type, "content-length": str(len(reply.body)), **reply.headers}
+    headers = {"content-type": reply.media_type, "content-length": str(len(reply.body)), **more, **reply.headers}
     if closes:
         headers["connection"] = "close"
     phrase = HTTPStatus(reply.status).phrase

@@ -5,7 +5,7 @@ Its document shows the request and the reply of a success; the shapes of errors 
 
 import msgspec
 
-from quiver.api.call import Call, Dialect, Reply, Route, decode_json, explain
+from quiver.api.call import Call, Dialect, Reply, Route, decode_json, explain, known_of
 from quiver.api.vectors import write_object
 from quiver.errors import QuiverError
 from quiver.service import Service
@@ -66,7 +66,8 @@ async def embed(service: Service, call: Call) -> Reply:
         "cached": bool(usage.cached),
         "latency_ms": round(usage.timings.total * 1000, 3),
     }
-    return Reply(200, write_object(fields), timings=usage.timings)
+    known = known_of(embeddings)
+    return Reply(200, write_object(fields), timings=usage.timings, known=known, timed="latency_ms")
 
 
 async def health(service: Service, call: Call) -> Reply:
@@ -97,7 +98,7 @@ def render_error(status: int, error: QuiverError) -> bytes:
 FASTEMBED_QUERY = Dialect(
     name="fastembed_query",
     routes=[
-        Route("POST", "/v1/embed", embed, "Embed a text", EmbedBody, EmbedReply),
+        Route("POST", "/v1/embed", embed, "Embed a text", EmbedBody, EmbedReply, is_repeatable=True),
         Route("GET", "/health", health, "Tell whether a request would be answered", reply=HealthReply, public=True),
     ],
     render_error=render_error,

@@ -31,13 +31,21 @@ class ModelHealth(msgspec.Struct):
     downloads: list[Download]
 
 
+class Processes(msgspec.Struct):
+    """How many processes of the server are ready, and how many there should be."""
+
+    ready: int
+    wanted: int
+
+
 class Health(msgspec.Struct):
-    """The server at a glance."""
+    """The server at a glance: the process that answers, and how many there are beside it."""
 
     status: str
     version: str
     unix: float
     models: list[ModelHealth]
+    processes: Processes
 
 
 async def live(service: Service, call: Call) -> Reply:
@@ -71,13 +79,13 @@ async def health(service: Service, call: Call) -> Reply:
 
 async def metrics(service: Service, call: Call) -> Reply:
     """Show every metric in Prometheus's text format."""
-    del call
-    return Reply(200, service.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Reply(200, await service.metrics(call.caller), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _reply(service: Service, status: int, word: str) -> Reply:
     models = [_model(m) for m in service.models() if m.state is not ModelState.AVAILABLE]
-    return Reply(status, msgspec.json.encode(Health(word, __version__, time.time(), models)))
+    health = Health(word, __version__, time.time(), models, Processes(*service.processes()))
+    return Reply(status, msgspec.json.encode(health))
 
 
 def _model(status: ModelStatus) -> ModelHealth:
@@ -85,7 +93,7 @@ def _model(status: ModelStatus) -> ModelHealth:
     return ModelHealth(status.id, status.state, status.error, downloads)
 
 
-def health_routes(shape: Dialect) -> Dialect:
+def health_routes(shape: Dialect, *, open_metrics: bool = True) -> Dialect:
     """Return the routes that every deployment has; their errors are written in the shape of another dialect."""
     return Dialect(
         name="health",
@@ -93,7 +101,7 @@ def health_routes(shape: Dialect) -> Dialect:
             Route("GET", "/health", health, "Tell the server's state in a word", reply=Health, public=True),
             Route("GET", "/health/live", live, "Liveness: 503 means restart", reply=Health, public=True),
             Route("GET", "/health/ready", ready, "Readiness: a forward pass of each model", reply=Health, public=True),
-            Route("GET", "/metrics", metrics, "Metrics for Prometheus", media_type=TEXT, public=True),
+            Route("GET", "/metrics", metrics, "Metrics for Prometheus", media_type=TEXT, public=open_metrics),
         ],
         render_error=shape.render_error,
         error=shape.error,

@@ -3,35 +3,34 @@
 import asyncio
 import contextlib
 import re
-import socket
-import time
+import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, cast
+from http import HTTPStatus
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
-import uvicorn
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from quiver.api import secure
 from quiver.api.call import Call, Reply
-from quiver.api.connection import LINGER_SECONDS, Connection, Shared
+from quiver.api.connection import ANSWERING, HEAD, LINGER_SECONDS
 from quiver.api.dispatch import Api
 from quiver.api.edge import Edge, path_below
-from quiver.config import ServerConfig
-from quiver.errors import BodyTooLarge, ConfigError, Refused, WrongMediaType
+from quiver.api.replies import Replies
+from quiver.errors import BodyTooLarge, InvalidHttp, QuiverError, Refused, WrongMediaType
+from quiver.telemetry import logs
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TRACE_PARENT = re.compile(r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 """W3C's trace context: version, trace, parent, flags; versions after 00 may have more behind these."""
-BACKLOG = 2048
-KEEP_ALIVE_SECONDS = 75
-"""Longer than clients keep an idle connection (httpx: 5): who closes first must be the client, or a request that it
-sends at that moment is lost in a reset."""
-TICK_SECONDS = 0.02
-"""How often a draining server looks whether it is done."""
+T = TypeVar("T")
+PIECE_BYTES = 64 << 10
+"""Of a reply over TLS. asyncio encrypts what it is given at once, and would hold any amount of it for a client that
+does not read, without telling: in pieces, the connection is told after the first few."""
+ONE_PIECE = sys.maxsize
 
 
 class Disconnected(Exception):
@@ -39,10 +38,17 @@ class Disconnected(Exception):
 
 
 class HttpApp:
-    """An ASGI application around an `Api`: reads bodies within the limit, and stops work that nobody waits for."""
+    """An ASGI application around an `Api`: reads bodies within the limit, and stops work that nobody waits for.
 
-    def __init__(self, api: Api, *, max_body_bytes: int, url_prefix: str = "") -> None:
+    It asks the `edge` itself where no connection of ours does.
+    """
+
+    def __init__(
+        self, api: Api, replies: Replies, *, max_body_bytes: int, url_prefix: str = "", edge: Edge | None = None
+    ) -> None:
         self._api = api
+        self._replies = replies
+        self._edge = edge
         self._max_body_bytes = max_body_bytes
         self._url_prefix = url_prefix
 
@@ -51,7 +57,16 @@ class HttpApp:
         if scope["type"] != "http":
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        headers["x-request-id"] = request_id = _request_id(headers)
+        logs.about_request(request_id)
         declared = int(headers["content-length"]) if headers.get("content-length", "").isdigit() else 0
+        if self._edge and (error := _judged(self._edge, scope)):
+            reply = self._api.refuse(path_below(self._url_prefix, scope["path"]), error)
+            await _send(reply, request_id, send)
+            return
+        if self._is_upload(scope, headers):
+            await self._take_upload(scope, headers, receive, send)
+            return
         with (
             contextlib.suppress(Disconnected),
             self._api.admission.holding(min(declared, self._max_body_bytes)) as grow,
@@ -66,13 +81,29 @@ class HttpApp:
             _check_coding(headers)
             body = await self._read_body(headers, receive, grow)
         except Refused as error:
-            await _send_and_close(self._api.refuse(path, error), _request_id(headers), receive, send)
+            await _send_and_close(self._api.refuse(path, error), headers["x-request-id"], receive, send)
             return
-        peer = scope["client"][0] if scope.get("client") else "local"
-        query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
-        call = Call(scope["method"], path, headers, body, query, peer)
-        reply = await _unless_disconnected(self._api.receive(call), receive)
-        await _send(reply, _request_id(headers), send)
+        reply = await _unless_disconnected(self._api.receive(_call(scope, path, headers, body)), scope)
+        if head := scope.get(HEAD):
+            self._replies.keep(head, body, reply)
+        piece = PIECE_BYTES if scope["scheme"] == "https" else ONE_PIECE
+        sending = _send(reply, headers["x-request-id"], send, piece=piece)
+        await (_unless_disconnected(sending, scope) if reply.parts else sending)
+
+    def _is_upload(self, scope: Scope, headers: Mapping[str, str]) -> bool:
+        path = path_below(self._url_prefix, scope["path"])
+        return headers.get("content-type", "").startswith("multipart/") and self._api.is_upload(scope["method"], path)
+
+    async def _take_upload(self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send) -> None:
+        """Answer a request whose body is read by its route, as it comes."""
+        upload = _Upload(receive)
+        call = _call(scope, path_below(self._url_prefix, scope["path"]), headers, b"")
+        reply = await self._api.receive(replace(call, parts=upload.parts()))
+        if upload.is_whole:
+            await _send(reply, headers["x-request-id"], send)
+            return
+        with contextlib.suppress(Disconnected):
+            await _send_and_close(reply, headers["x-request-id"], receive, send)
 
     async def _read_body(self, headers: dict[str, str], receive: Receive, grow: Callable[[int], None]) -> bytes:
         """Read the body, and no more of it than the limit; a chunked one is counted as it comes."""
@@ -92,6 +123,38 @@ class HttpApp:
         return BodyTooLarge(f"the body is larger than {self._max_body_bytes} bytes: send fewer texts at a time")
 
 
+def _judged(edge: Edge, scope: Scope) -> QuiverError | None:
+    """Ask an edge as a connection does."""
+    url = scope.get("raw_path") or scope["path"].encode()
+    return edge.judge(scope["method"], url, dict(scope["headers"]), _peer(scope))
+
+
+def _peer(scope: Scope) -> str:
+    return str(scope["client"][0]) if scope.get("client") else "local"
+
+
+class _Upload:
+    """A body that is read as it comes."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.is_whole = False
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """Yield what comes. Raises `InvalidHttp` where the client leaves before its end."""
+        try:
+            async for part in _body_parts(self._receive):
+                yield part
+        except Disconnected as error:
+            raise InvalidHttp("the upload ended before it was whole: send it again") from error
+        self.is_whole = True
+
+
+def _call(scope: Scope, path: str, headers: Mapping[str, str], body: bytes) -> Call:
+    query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+    return Call(scope["method"], path, headers, body, query, _peer(scope))
+
+
 def _check_coding(headers: Mapping[str, str]) -> None:
     """Refuse compressed bodies: a small one may hold any amount of text."""
     coding = headers.get("content-encoding", "identity").strip().lower()
@@ -109,18 +172,18 @@ async def _body_parts(receive: Receive) -> AsyncIterator[bytes]:
         more = message.get("more_body", False)
 
 
-async def _unless_disconnected(answer: Coroutine[Any, Any, Reply], receive: Receive) -> Reply:
-    """Wait for an answer; cancel it once the client has gone."""
-    answering = asyncio.ensure_future(answer)
-    leaving = asyncio.ensure_future(receive())
+async def _unless_disconnected(answer: Awaitable[T], scope: Scope) -> T:
+    """Wait for an answer, at which the connection may see to it that nobody works once the client has gone."""
+    task = scope[ANSWERING] = asyncio.current_task()
     try:
-        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
-            raise Disconnected
-        return answering.result()
+        return await answer
+    except asyncio.CancelledError as error:
+        if ANSWERING in scope or task is None:
+            raise  # it was not the connection
+        task.uncancel()
+        raise Disconnected from error
     finally:
-        answering.cancel()
-        leaving.cancel()
+        scope.pop(ANSWERING, None)
 
 
 def _request_id(headers: dict[str, str]) -> str:
@@ -142,119 +205,38 @@ async def _send_and_close(reply: Reply, request_id: str, receive: Receive, send:
     await send({"type": "http.response.body"})
 
 
-async def _send(reply: Reply, request_id: str, send: Send, *, last: bool = True) -> None:
+async def _send(reply: Reply, request_id: str, send: Send, *, last: bool = True, piece: int = ONE_PIECE) -> None:
     headers = {
         "content-type": reply.media_type,
         "content-length": str(len(reply.body)),
         "x-request-id": request_id,
+        **secure.NOT_KEPT,
         **reply.headers,
     }
+    if reply.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+        del headers["content-type"], headers["content-length"]  # RFC 9110: there is none, or it is another reply's
     start: Message = {
         "type": "http.response.start",
         "status": reply.status,
         "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()],
     }
     await send(start)
-    await send({"type": "http.response.body", "body": reply.body, "more_body": not last})
+    await _send_body(reply.body, send, last=last and reply.parts is None, piece=piece)
+    if reply.parts is not None:
+        async for part in reply.parts:
+            await _send_body(part, send, last=False, piece=piece)
+        await send({"type": "http.response.body", "more_body": not last})
 
 
-class HttpServer(uvicorn.Server):
-    """uvicorn on a socket that is bound at once, its signals left to the application."""
-
-    def __init__(self, api: Api, edge: Edge, config: ServerConfig) -> None:
-        app: ASGIApp = HttpApp(api, max_body_bytes=config.max_body_bytes, url_prefix=config.url_prefix)
-        if config.cors_origins:
-            app = CORSMiddleware(app, allow_origins=config.cors_origins, allow_methods=["*"], allow_headers=["*"])
-        self._shared = Shared(edge, config)
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=cast(type[Connection], partial(Connection, shared=self._shared)),
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                backlog=BACKLOG,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            )
-        )
-        self._socket = _bind(config.host, config.port)
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        host, port = self._socket.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone: uvicorn would raise them again at the end, and the process would not exit with 0."""
-        yield
-
-    async def run_until_stopped(self) -> None:
-        """Serve until `stop` is called, then let running requests finish."""
-        await self.serve(sockets=[self._socket])
-
-    def stop(self) -> None:
-        """Begin to drain; a second call ends at once."""
-        self._shared.is_draining = True
-        for connection in self._connections:
-            connection.close_when_done()
-        self.force_exit = self.should_exit
-        self.should_exit = True
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take requests for a moment still, then none; return once the last one is answered.
-
-        Who is connected by then is told to go elsewhere, on the connection that it has.
-        """
-        del sockets
-        ends = time.monotonic() + self._shared.config.drain_delay_seconds
-        await self._until(lambda: time.monotonic() >= ends)
-        self._shared.edge.admission.close()
-        await self._stop_listening()
-        await self._until(lambda: not any(connection.is_busy for connection in self._connections))
-        for connection in self._connections:
-            connection.shutdown()
-        await self._until(lambda: not self.server_state.connections)
-
-    @property
-    def _connections(self) -> list[Connection]:
-        return cast(list[Connection], list(self.server_state.connections))
-
-    async def _stop_listening(self) -> None:
-        """Close the listener behind those who are connected but not accepted yet: closed with it, they would be cut."""
-        loop, listener = asyncio.get_running_loop(), self._socket.dup()
-        for server in self.servers:
-            server.close()
-        self._socket.close()
-        with listener, contextlib.suppress(BlockingIOError):
-            listener.setblocking(False)
-            while True:
-                accepted, _ = listener.accept()
-                await loop.connect_accepted_socket(self._connect, accepted)
-
-    def _connect(self) -> Connection:
-        return Connection(shared=self._shared, config=self.config, server_state=self.server_state, app_state={})
-
-    async def _until(self, is_so: Callable[[], bool]) -> None:
-        while not (is_so() or self.force_exit):  # noqa: ASYNC110  uvicorn sets no event, either
-            await asyncio.sleep(TICK_SECONDS)
-
-    async def let_go(self) -> None:
-        """Give requests that were cut short a moment to say so."""
-        if self.server_state.tasks:
-            await asyncio.wait(self.server_state.tasks, timeout=LINGER_SECONDS)
+async def _send_body(body: bytes, send: Send, *, last: bool, piece: int) -> None:
+    for begin in range(0, len(body) or 1, piece):
+        end = begin + piece
+        more = end < len(body) or not last
+        await send({"type": "http.response.body", "body": body[begin:end], "more_body": more})
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)  # asyncio sends at once only where the protocol says TCP
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
-    listener.listen(BACKLOG)
-    return listener
+def application(app: ASGIApp, origins: Sequence[str] = ()) -> ASGIApp:
+    """Let pages of some origins call."""
+    if not origins:
+        return app
+    return CORSMiddleware(app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"])

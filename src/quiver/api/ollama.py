@@ -16,7 +16,7 @@ from quiver.api.call import TEXT, Call, Dialect, Reply, Route, decode_json, expl
 from quiver.api.vectors import in_form, write_array, write_object
 from quiver.errors import Overloaded, QuiverError, TooLong, UnknownModel
 from quiver.service import Service
-from quiver.types import EmbedRequest, ModelState, ModelStatus, TokenizeRequest
+from quiver.types import Caller, EmbedRequest, ModelState, ModelStatus, TokenizeRequest
 
 LATEST = ":latest"
 """The tag that a name without one has."""
@@ -185,7 +185,7 @@ async def embed(service: Service, call: Call) -> Reply:
     )
     with _asked_as(body.model):
         if not request.inputs:
-            return await _load(service, request, EmbedReply(body.model or service.model().id, []))
+            return await _load(service, request, call.caller, EmbedReply(body.model or service.model().id, []))
         embeddings = await service.embed(request, call.caller)
     written = await write_array(in_form(embeddings.vectors, "float"))
     total, timings = time.perf_counter() - start, embeddings.usage.timings
@@ -221,15 +221,15 @@ async def embed_one(service: Service, call: Call) -> Reply:
     request = EmbedRequest(inputs=_inputs(body.prompt), model=_id(service, body.model), truncate=True, normalize=False)
     with _asked_as(body.model):
         if not request.inputs:
-            return await _load(service, request, EmbeddingsReply([]))
+            return await _load(service, request, call.caller, EmbeddingsReply([]))
         embeddings = await service.embed(request, call.caller)
     fields = {"embedding": embeddings.vectors[0]}
     return Reply(200, write_object(fields), timings=embeddings.usage.timings)
 
 
-async def _load(service: Service, request: EmbedRequest, reply: EmbedReply | EmbeddingsReply) -> Reply:
+async def _load(service: Service, request: EmbedRequest, caller: Caller, reply: EmbedReply | EmbeddingsReply) -> Reply:
     """Answer a request that brings no text."""
-    await service.tokenize(TokenizeRequest(texts=[""], model=request.model))
+    await service.tokenize(TokenizeRequest(texts=[""], model=request.model), caller, "embed")
     return Reply(200, msgspec.json.encode(reply))
 
 

@@ -3,7 +3,6 @@
 https://platform.openai.com/docs/api-reference/embeddings
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
@@ -12,14 +11,15 @@ from typing import Literal, cast
 import msgspec
 
 from quiver import types
-from quiver.api.call import Call, Dialect, Reply, Route, decode_json
+from quiver.api.call import Call, Dialect, Reply, Route, decode_json, known_of
+from quiver.api.openai_batches import BATCHES
+from quiver.api.openai_files import FILES
+from quiver.api.rate_headers import go_duration
 from quiver.api.vectors import in_form, write_array, write_object
 from quiver.capacity import Load, Places, Queue
-from quiver.errors import EngineError, InvalidInput, Overloaded, QuiverError, Unavailable
+from quiver.errors import EngineError, InsufficientQuota, InvalidInput, Overloaded, QuiverError, Unavailable
 from quiver.service import Service
 from quiver.types import Embeddings, EmbedRequest, Input, ModelStatus
-
-MINUTE_MS = 60_000
 
 
 class EmbeddingsBody(msgspec.Struct, kw_only=True):
@@ -123,7 +123,7 @@ async def create_embeddings(service: Service, call: Call) -> Reply:
     processing = {"openai-processing-ms": str(round(timings.total * 1000))}
     places = call.places and replace(call.places, taken=max(0, call.places.taken - 1))  # it gives its own place back
     headers = {**processing, **_rate_limits(service.queue(embeddings.model), places, timings.total)}
-    return Reply(200, written, headers=headers, timings=timings)
+    return Reply(200, written, headers=headers, timings=timings, known=known_of(embeddings))
 
 
 def refusal_headers(error: QuiverError, load: Load) -> Mapping[str, str]:
@@ -153,15 +153,6 @@ def _rate_limits(queue: Queue, places: Places | None, seconds: float) -> dict[st
             "x-ratelimit-reset-requests": go_duration(max(queue.seconds, seconds) if places.taken else 0),
         }
     return headers
-
-
-def go_duration(seconds: float) -> str:
-    """Write a duration as OpenAI's servers do: `0s`, `12ms`, `1.5s`, `6m0s`."""
-    milliseconds = math.ceil(seconds * 1000)
-    if 0 < milliseconds < MINUTE_MS // 60:
-        return f"{milliseconds}ms"
-    minutes, rest = divmod(milliseconds, MINUTE_MS)
-    return (f"{minutes}m" if minutes else "") + f"{rest / 1000:g}s"
 
 
 def read_inputs(given: str | list[str | int | list[int]]) -> Sequence[Input]:
@@ -226,6 +217,8 @@ def render_error(status: int, error: QuiverError) -> bytes:
 
 
 def _error_type(status: int, error: QuiverError) -> str:
+    if isinstance(error, InsufficientQuota):
+        return error.code
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return "rate_limit_error"
     if isinstance(error, Unavailable | EngineError) or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -235,7 +228,15 @@ def _error_type(status: int, error: QuiverError) -> str:
 
 def _routes(base: str) -> list[Route]:
     return [
-        Route("POST", f"{base}/embeddings", create_embeddings, "Embed texts", EmbeddingsBody, EmbeddingsReply),
+        Route(
+            "POST",
+            f"{base}/embeddings",
+            create_embeddings,
+            "Embed texts",
+            EmbeddingsBody,
+            EmbeddingsReply,
+            is_repeatable=True,
+        ),
         Route("GET", f"{base}/models", list_models, "List models", reply=ModelsReply),
         Route("GET", f"{base}/models/{{id:path}}", retrieve_model, "Show one model", reply=Model),
     ]
@@ -252,7 +253,7 @@ AZURE = Route(
 
 OPENAI = Dialect(
     name="openai",
-    routes=[*_routes("/v1"), *_routes(""), AZURE],
+    routes=[*_routes("/v1"), *_routes(""), AZURE, *FILES, *BATCHES],
     render_error=render_error,
     error=ErrorReply,
     refusal_headers=refusal_headers,

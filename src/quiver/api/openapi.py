@@ -1,5 +1,7 @@
 """The OpenAPI document, generated from the routes and their structs, and Swagger UI from files on this machine."""
 
+import base64
+import hashlib
 import importlib.util
 import re
 from collections.abc import Mapping, Sequence
@@ -9,6 +11,7 @@ from typing import Any
 import msgspec
 
 from quiver import __version__
+from quiver.api import secure
 from quiver.api.call import JSON, Call, Dialect, Reply, Route
 from quiver.api.openai import ErrorReply
 from quiver.api.root import WIDE
@@ -17,6 +20,8 @@ from quiver.errors import UnknownRoute
 from quiver.service import Service
 
 ASSETS = {"swagger-ui.css": "text/css; charset=utf-8", "swagger-ui-bundle.js": "text/javascript; charset=utf-8"}
+
+FORM = "multipart/form-data"
 
 PAGE = b"""<!doctype html>
 <html lang="en">
@@ -30,10 +35,12 @@ PAGE = b"""<!doctype html>
 <body>
 <div id="ui"></div>
 <script src="/swagger-ui/swagger-ui-bundle.js"></script>
-<script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#ui", deepLinking: true})</script>
+<script>%b</script>
 </body>
 </html>
 """
+START = b'SwaggerUIBundle({url: "/openapi.json", dom_id: "#ui", deepLinking: true})'
+PAGE_HEADERS = secure.page(script=f"'sha256-{base64.b64encode(hashlib.sha256(START).digest()).decode()}'")
 
 
 def docs_routes(dialects: Sequence[Dialect], shape: Dialect) -> Dialect:
@@ -62,7 +69,7 @@ def docs_routes(dialects: Sequence[Dialect], shape: Dialect) -> Dialect:
 async def show_page(service: Service, call: Call) -> Reply:
     """Show Swagger UI."""
     del service, call
-    return Reply(200, PAGE, media_type="text/html; charset=utf-8")
+    return Reply(200, PAGE % START, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
 
 
 async def show_asset(service: Service, call: Call) -> Reply:
@@ -127,11 +134,17 @@ def _operation(path: str, claims: Sequence[tuple[Dialect, Route]], schema_of: Ma
             | _content([*_errors(claims), ErrorReply if path in WIDE else None], schema_of),
         },
     }
+    if any(route.may_be_empty for _, route in claims):
+        operation["responses"]["204"] = {"description": "There is nothing to say"}
     if bodies := [route.body for _, route in claims if route.body is not None]:
-        operation["requestBody"] = {"required": True} | _content(bodies, schema_of)
+        operation["requestBody"] = {"required": True} | _content(bodies, schema_of, _body_type(claims))
     if not all(route.public for _, route in claims):
         operation["security"] = [{}, {"key": []}]
     return operation
+
+
+def _body_type(claims: Sequence[tuple[Dialect, Route]]) -> str:
+    return FORM if any(route.is_upload for _, route in claims) else JSON
 
 
 def _errors(claims: Sequence[tuple[Dialect, Route]]) -> Sequence[Any]:
@@ -145,8 +158,8 @@ def _replies(routes: Sequence[Route], schema_of: Mapping[Any, Any]) -> dict[str,
     return {"content": described.get("content", {}) | texts} if texts else described
 
 
-def _content(kinds: Sequence[Any], schema_of: Mapping[Any, Any]) -> dict[str, Any]:
+def _content(kinds: Sequence[Any], schema_of: Mapping[Any, Any], media_type: str = JSON) -> dict[str, Any]:
     schemas = [schema_of[kind] for kind in dict.fromkeys(kinds) if kind is not None]
     if not schemas:
         return {}
-    return {"content": {JSON: {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}}}
+    return {"content": {media_type: {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}}}

@@ -20,7 +20,8 @@ Condition = Callable[[Call, Keys], bool]
 
 def has(*names: str) -> Condition:
     """Tell by a field of the body, whatever its value."""
-    return lambda _, keys: any(name in keys for name in names)
+    fields = frozenset(names)
+    return lambda _, keys: not fields.isdisjoint(keys)
 
 
 def says(name: str, pattern: bytes) -> Condition:
@@ -36,7 +37,8 @@ def both(one: Condition, other: Condition) -> Condition:
 
 def lacks(*names: str) -> Condition:
     """Tell by fields that the body has not."""
-    return lambda _, keys: all(name not in keys for name in names)
+    fields = frozenset(names)
+    return lambda _, keys: fields.isdisjoint(keys)
 
 
 def asks(*names: str) -> Condition:
@@ -46,9 +48,12 @@ def asks(*names: str) -> Condition:
 
 def sent_by(client: str) -> Condition:
     """Tell by the name under which a client's own package goes."""
-    return lambda call, _: any(
-        client in call.headers.get(header, "").lower() for header in ("user-agent", "x-fern-sdk-name")
-    )
+
+    def is_sent(call: Call, _: Keys) -> bool:
+        given = call.headers
+        return client in given.get("user-agent", "").lower() or client in given.get("x-fern-sdk-name", "").lower()
+
+    return is_sent
 
 
 NOT_VOYAGES = ("dimensions", "prompt_name", "truncate", "user")

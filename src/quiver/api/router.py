@@ -29,8 +29,26 @@ Shared = Mapping[tuple[str, str], Sequence[Choice]]
 """By method and path: the first choice that fits is taken; of those without a condition, the preferred one."""
 
 Claim = tuple[Dialect, Route]
+When = Callable[[Call, Keys], bool]
 Widen = Callable[[str, Dialect], Dialect]
 """(path, owner) -> the owner as it is to answer there, where clients of other APIs may call as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """Whose a method and path are: of the first whose condition a call fits, else of the preferred one."""
+
+    preferred: Claim
+    told_apart: Sequence[tuple[When, Claim]] = ()
+
+    def of(self, call: Call) -> Claim:
+        """Tell by the call itself."""
+        if self.told_apart:
+            keys = _keys(call)
+            for when, claim in self.told_apart:
+                if when(call, keys):
+                    return claim
+        return self.preferred
 
 
 class Router:
@@ -47,8 +65,8 @@ class Router:
         self._widen = widen
         self._preferred = preferred
         self._fallback = dialects[0]
-        self._fixed: dict[str, dict[str, list[Claim]]] = {}
-        self._patterns: list[tuple[re.Pattern[str], dict[str, list[Claim]]]] = []
+        self._fixed: dict[str, Mapping[str, Owners]] = {}
+        self._patterns: list[tuple[re.Pattern[str], Mapping[str, Owners]]] = []
         self._by_prefix = {dialect.name: dialect for dialect in dialects if dialect.has_prefix}
         _check_names(dialects, shared, preferred)
         templates: dict[str, dict[str, list[Claim]]] = {}
@@ -56,10 +74,12 @@ class Router:
             templates.setdefault(path, {}).setdefault(route.method, []).append((dialect, route))
         for template, methods in templates.items():
             self._check(template, methods)
+            owners = {method: self._owners(method, template, claims) for method, claims in methods.items()}
             if "{" in template:
-                self._patterns.append((_pattern(template), methods))
+                self._patterns.append((_pattern(template), owners))
             else:
-                self._fixed[template] = methods
+                self._fixed[template] = owners
+        self._only = {path: only for path, methods in templates.items() if (only := _only_claimant(methods))}
 
     def _check(self, path: str, methods: Mapping[str, Sequence[Claim]]) -> None:
         for method, claims in methods.items():
@@ -71,8 +91,9 @@ class Router:
                 )
 
     def owner(self, path: str) -> Dialect:
-        """Return the dialect under whose prefix a path lies, whether or not there is something; else the first one."""
-        return self._by_prefix.get(path.split("/", 2)[1] if "/" in path else "", self._fallback)
+        """Return whose a path is, whatever the method: by its prefix, or as it is nobody else's; else the first one."""
+        prefix = path.split("/", 2)[1] if "/" in path else ""
+        return self._by_prefix.get(prefix) or self._only.get(path, self._fallback)
 
     def find(self, call: Call) -> tuple[Dialect, Route, Mapping[str, str]]:
         """Return the route and what its template matched. Raises `UnknownRoute` or `WrongMethod`."""
@@ -81,11 +102,8 @@ class Router:
         if method not in methods:
             allowed = tuple(sorted(methods))
             raise WrongMethod(f"{call.path} does not take {method}, only {' and '.join(allowed)}", allowed=allowed)
-        claims = methods[method]
-        if len(claims) == 1:
-            return *claims[0], params
-        dialect, route = self._choose(claims, call, method)
-        return self._widen(route.path, dialect), route, params
+        dialect, route = methods[method].of(call)
+        return dialect, route, params
 
     def peek(self, method: str, path: str) -> tuple[Dialect, Route | None]:
         """Return whose a path is, as far as a call shows before its body is read, and the route."""
@@ -93,32 +111,20 @@ class Router:
             methods, _ = self._match(path)
         except UnknownRoute:
             methods = {}
-        claims = methods.get(method)
-        if not claims:
-            return self.owner(path), None
+        owners = methods.get(method)
+        return owners.preferred if owners else (self.owner(path), None)
+
+    def _owners(self, method: str, path: str, claims: Sequence[Claim]) -> Owners:
+        """Put the claims to a path in order; what several APIs share, all their clients must be able to read."""
         if len(claims) == 1:
-            return claims[0]
-        dialect, route = self._preferred_of(claims, self._shared[method, claims[0][1].path])
-        return self._widen(route.path, dialect), route
-
-    def _choose(self, claims: Sequence[Claim], call: Call, method: str) -> Claim:
-        """Tell by the call itself whose it is; where that says nothing, by preference."""
-        by_name = {dialect.name: (dialect, route) for dialect, route in claims}
-        choices = [c for c in self._shared[method, claims[0][1].path] if c.dialect in by_name]
-        keys = _keys(call)
-        for choice in choices:
-            if choice.when and choice.when(call, keys):
-                return by_name[choice.dialect]
-        return self._preferred_of(claims, choices)
-
-    def _preferred_of(self, claims: Sequence[Claim], choices: Sequence[Choice]) -> Claim:
-        by_name = {dialect.name: (dialect, route) for dialect, route in claims}
-        choices = [choice for choice in choices if choice.dialect in by_name]
+            return Owners(claims[0])
+        by_name = {dialect.name: (self._widen(path, dialect), route) for dialect, route in claims}
+        choices = [choice for choice in self._shared[method, path] if choice.dialect in by_name]
         open_to_all = [choice.dialect for choice in choices if choice.when is None] or [choices[-1].dialect]
         name = next((name for name in self._preferred if name in open_to_all), open_to_all[0])
-        return by_name[name]
+        return Owners(by_name[name], [(choice.when, by_name[choice.dialect]) for choice in choices if choice.when])
 
-    def _match(self, path: str) -> tuple[Mapping[str, list[Claim]], Mapping[str, str]]:
+    def _match(self, path: str) -> tuple[Mapping[str, Owners], Mapping[str, str]]:
         if path.startswith("/v1/v1/"):  # a client that adds /v1 itself was given it in its base URL, too
             path = path.removeprefix("/v1")
         if methods := self._fixed.get(path) or (self._fixed.get(path.rstrip("/")) if path != "/" else None):
@@ -148,6 +154,12 @@ def _check_names(dialects: Sequence[Dialect], shared: Shared, preferred: Sequenc
         for choice in choices:
             if choice.dialect not in known:
                 raise ConfigError(f"the rule for {method} {path} names {choice.dialect!r}, which is no dialect: a bug")
+
+
+def _only_claimant(methods: Mapping[str, Sequence[Claim]]) -> Dialect | None:
+    """Return the one dialect that all routes of a path belong to, if it is one."""
+    dialects = {dialect.name: dialect for claims in methods.values() for dialect, _ in claims}
+    return next(iter(dialects.values())) if len(dialects) == 1 else None
 
 
 def _keys(call: Call) -> Keys:

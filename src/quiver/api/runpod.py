@@ -1,221 +1,214 @@
 """RunPod's job API.
 
 https://docs.runpod.io/serverless/endpoints/operation-reference
+
+A job of /runsync is in memory: its client waits for it. One of /run is on disk, and so is one with a webhook.
 """
 
 import asyncio
+import math
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, UnsetType
+from msgspec import UNSET
 
-from quiver.api.call import Call, Dialect, Handler, Reply, Route, decode_json, refuse
-from quiver.api.runpod_worker import JobInput, error_object, work
-from quiver.errors import InvalidInput, QuiverError
-from quiver.jobs import Job, JobRequest, JobState
+from quiver import webhook
+from quiver.api.call import JSON, Call, Dialect, Handler, Reply, Route, decode_json, refuse
+from quiver.api.runpod_wire import (
+    Chunk,
+    Envelope,
+    ErrorReply,
+    HealthReply,
+    JobBody,
+    JobCounts,
+    JobReply,
+    PingReply,
+    Policy,
+    PurgeReply,
+    StreamReply,
+    WorkerCounts,
+    describe,
+    describe_sync,
+    failure_of,
+    sentence,
+    told,
+)
+from quiver.api.runpod_worker import work
+from quiver.errors import DeadlineExceeded, InvalidInput, QuiverError
+from quiver.job import Job, Kind, Line, NewLine, Outcome
 from quiver.service import Service
+from quiver.sync_jobs import SyncJob, SyncJobRequest
 from quiver.types import Caller, Priority
 
-DAY_MS = 24 * 60 * 60 * 1000
+KIND = "runpod"
+GATEWAY = ("/v1/embeddings", "/v1/models")
+"""What of OpenAI's API RunPod's gateway has under every endpoint."""
 WAIT_MS = 90_000
 MAX_WAIT_MS = 300_000
 KEEP_SECONDS = 30 * 60.0
 KEEP_SYNC_SECONDS = 60.0
-WORKER = "quiver"
-"""There is one worker: this process."""
-
-
-class Policy(msgspec.Struct, rename="camel"):
-    """How long a job may run, how long it matters, in milliseconds, and whether others go first."""
-
-    execution_timeout: Annotated[int, Meta(ge=5000, le=7 * DAY_MS)] | None = None
-    ttl: Annotated[int, Meta(ge=10_000, le=7 * DAY_MS)] | None = None
-    low_priority: bool | None = None
-
-
-class Envelope(msgspec.Struct):
-    """What stands around a job's input, which is read when the job runs."""
-
-    input: Raw | UnsetType = UNSET
-    policy: Policy | None = None
-    webhook: str | None = None
-
-
-class JobBody(msgspec.Struct):
-    """Body of POST /run and /runsync; the fields of `input` may stand without it, too."""
-
-    input: JobInput
-    policy: Policy | None = None
-
-
-class JobReply(msgspec.Struct, kw_only=True, rename="camel", omit_defaults=True):
-    """A job as it stands; times are milliseconds."""
-
-    delay_time: int | None = None
-    execution_time: int | None = None
-    id: str
-    output: Any = None
-    """What the job gave: of one that has failed, an error object."""
-    error: str | None = None
-    status: str
-    worker_id: str | None = None
-
-
-class Chunk(msgspec.Struct):
-    """A part of a job's output."""
-
-    output: Any
-
-
-class StreamReply(msgspec.Struct):
-    """Reply of /stream: what has not been read yet."""
-
-    status: str
-    stream: list[Chunk]
-
-
-class PurgeReply(msgspec.Struct):
-    """Reply of POST /purge-queue."""
-
-    removed: int
-    status: Literal["completed"]
-
-
-class JobCounts(msgspec.Struct, rename="camel"):
-    """Jobs by what has become of them."""
-
-    completed: int
-    failed: int
-    in_progress: int
-    in_queue: int
-    retried: int
-
-
-class WorkerCounts(msgspec.Struct):
-    """Workers by what they do."""
-
-    idle: int
-    initializing: int
-    ready: int
-    running: int
-    throttled: int
-    unhealthy: int
-
-
-class PingReply(msgspec.Struct):
-    """Reply of GET /ping."""
-
-    status: Literal["healthy"]
-
-
-class HealthReply(msgspec.Struct):
-    """Reply of GET /health."""
-
-    jobs: JobCounts
-    workers: WorkerCounts
-
-
-class ErrorReply(msgspec.Struct):
-    """Body of every reply that is not a success."""
-
-    error: str
-
-
-STATES = {
-    JobState.QUEUED: "IN_QUEUE",
-    JobState.RUNNING: "IN_PROGRESS",
-    JobState.COMPLETED: "COMPLETED",
-    JobState.FAILED: "FAILED",
-    JobState.CANCELLED: "CANCELLED",
-    JobState.TIMED_OUT: "TIMED_OUT",
-}
 
 
 async def run(service: Service, call: Call) -> Reply:
     """Take a job; its result is asked for later."""
-    job = _submit(service, call, f"{uuid4()}-u1", Priority.BULK, KEEP_SECONDS)
-    return _encode(JobReply(id=job.id, status=STATES[job.state]))
+    envelope, given = _read(service, call)
+    job = await _add(service, call, f"{uuid4()}-u1", envelope, given)
+    return _encode(JobReply(id=job.id, status="IN_QUEUE"))
 
 
 async def run_sync(service: Service, call: Call) -> Reply:
     """Take a job and wait for its result; what takes longer is asked for later."""
-    job = _submit(service, call, f"sync-{uuid4()}-u1", Priority.INTERACTIVE, KEEP_SYNC_SECONDS)
+    envelope, given = _read(service, call)
+    job_id, seconds = f"sync-{uuid4()}-u1", _wait_seconds(call)
+    if envelope.webhook:
+        return _encode(await _waited(service, await _add(service, call, job_id, envelope, given), seconds))
+    job = _submit(service, replace(call, body=given), job_id, envelope.policy or Policy())
     try:
-        return _render(await service.jobs.wait(job.id, _wait_seconds(call)))
+        return _encode(describe_sync(await service.jobs.sync.wait(job.id, seconds, call.caller.account)))
     except asyncio.CancelledError:
-        service.jobs.cancel(job.id)  # the client has gone, and nobody else knows the id
+        service.jobs.sync.cancel(job.id, call.caller.account)  # the client has gone, and nobody else knows the id
         raise
 
 
-def _submit(service: Service, call: Call, job_id: str, priority: Priority, keep_seconds: float) -> Job:
+def _read(service: Service, call: Call) -> tuple[Envelope, bytes]:
+    """Return a job's envelope and its input. Raises `InvalidInput`."""
     envelope = decode_json(call, Envelope)
     if envelope.webhook:
-        raise InvalidInput("this server calls nobody back: leave webhook out and ask /status", param="webhook")
-    policy = envelope.policy or Policy()
+        if not service.jobs.config.webhooks:
+            raise InvalidInput("this server calls nobody back: leave webhook out and ask /status", param="webhook")
+        webhook.check_address(envelope.webhook)
     given = b"" if envelope.input is UNSET else bytes(envelope.input)
     # The SDK sends what has an `input` of its own without an envelope.
-    job_call = replace(call, body=given) if given.startswith(b"{") else call
-    job_call = replace(job_call, caller=Caller(call.caller.id))  # the policy has its deadlines
-    priority = Priority.BULK if policy.low_priority else priority
-    return service.jobs.submit(
+    return envelope, given if given.startswith(b"{") else call.body
+
+
+async def _add(service: Service, call: Call, job_id: str, envelope: Envelope, given: bytes) -> Job:
+    policy = envelope.policy or Policy()
+    about = {"execution_seconds": policy.execution_seconds}
+    job = Job(
+        id=job_id,
+        kind=KIND,
+        owner=call.caller.account,
+        caller=call.caller.id,
+        key_id=call.caller.key.id if call.caller.key else None,
+        about=about | ({"webhook": envelope.webhook} if envelope.webhook else {}),
+        keep_seconds=KEEP_SECONDS,
+    )
+    return await service.jobs.add(job, [NewLine(1, "", given)], seconds=policy.ttl_seconds)
+
+
+def _submit(service: Service, call: Call, job_id: str, policy: Policy) -> SyncJob:
+    priority = Priority.BULK if policy.low_priority else Priority.INTERACTIVE
+    call = replace(call, caller=replace(call.caller, deadline=math.inf))  # the policy has its deadlines
+    return service.jobs.sync.submit(
         job_id,
-        JobRequest(
-            work=partial(work, service, job_call, priority),
-            num_bytes=len(job_call.body),
+        SyncJobRequest(
+            work=partial(work, service, call, priority),
+            owner=call.caller.account,
+            num_bytes=len(call.body),
             priority=priority,
-            timeout_seconds=(policy.execution_timeout or 600_000) / 1000,
-            ttl_seconds=(policy.ttl or DAY_MS) / 1000,
-            keep_seconds=keep_seconds,
+            timeout_seconds=policy.execution_seconds,
+            ttl_seconds=policy.ttl_seconds,
+            keep_seconds=KEEP_SYNC_SECONDS,
         ),
     )
 
 
+def runpod_kind(service: Service) -> Kind:
+    """Return what jobs of /run do: what the worker does with their input."""
+
+    async def do(job: Job, line: Line, caller: Caller) -> Outcome:
+        seconds = job.about["execution_seconds"]
+        call = Call("POST", "/run", {"content-type": JSON}, line.request, caller=caller)
+        try:
+            async with asyncio.timeout(seconds):
+                return Outcome(await work(service, call, Priority.BULK))
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"not done within its time: {seconds:g} s to run") from error
+
+    def refused(job: Job, line: Line, error: QuiverError) -> Outcome:
+        del job, line
+        return Outcome(failure_of(error), is_done=False)
+
+    return Kind(do, refused, describe=told)
+
+
 async def status(service: Service, call: Call) -> Reply:
     """Show a job as it stands."""
-    return _render(service.jobs.get(call.params["id"]))
+    return _encode(await _find(service, call, 0))
 
 
 async def status_sync(service: Service, call: Call) -> Reply:
     """Show a job once it has ended, or after some time."""
-    return _render(await service.jobs.wait(call.params["id"], _wait_seconds(call)))
+    return _encode(await _find(service, call, _wait_seconds(call)))
+
+
+async def _find(service: Service, call: Call, seconds: float) -> JobReply:
+    """Return a job as it stands once it has ended, or after some time. Raises `UnknownJob`."""
+    job_id, owner = call.params["id"], call.caller.account
+    if service.jobs.sync.has(job_id, owner):
+        return describe_sync(await service.jobs.sync.wait(job_id, seconds, owner))
+    return await _waited(service, await _get(service, call), seconds)
+
+
+async def _get(service: Service, call: Call) -> Job:
+    return await service.jobs.get(call.params["id"], call.caller.account, KIND)
+
+
+async def _waited(service: Service, job: Job, seconds: float) -> JobReply:
+    if seconds:
+        job = await service.jobs.wait(job, seconds)
+    return describe(job, await service.jobs.line(job))
 
 
 async def stream(service: Service, call: Call) -> Reply:
     """Show what of a job's output has not been read yet."""
-    output = service.jobs.read_once(call.params["id"])
-    state = service.jobs.get(call.params["id"]).state
-    if state is JobState.CANCELLED:
-        state = JobState.FAILED  # the SDK would go on asking for ever
-    return _encode(StreamReply(STATES[state], [] if output is None else [Chunk(Raw(output))]))
+    found, is_unread = await _find(service, call, 0), False
+    if found.status == "COMPLETED":
+        jobs, owner = service.jobs, call.caller.account
+        if jobs.sync.has(found.id, owner):
+            is_unread = jobs.sync.read_once(found.id, owner) is not None
+        else:
+            is_unread = await jobs.stream_once(await _get(service, call))
+    # At `CANCELLED` the SDK would go on asking for ever.
+    status = "FAILED" if found.status == "CANCELLED" else found.status
+    return _encode(StreamReply(status, [Chunk(found.output)] if is_unread else []))
 
 
 async def cancel(service: Service, call: Call) -> Reply:
     """Stop a job."""
-    job = service.jobs.cancel(call.params["id"])
-    return _encode(JobReply(id=job.id, status=STATES[job.state]))
+    job_id, owner, jobs = call.params["id"], call.caller.account, service.jobs
+    if jobs.sync.has(job_id, owner):
+        status = describe_sync(jobs.sync.cancel(job_id, owner)).status
+    else:
+        status = (await _waited(service, await jobs.cancel(await _get(service, call)), 0)).status
+    return _encode(JobReply(id=job_id, status=status))
 
 
 async def retry(service: Service, call: Call) -> Reply:
     """Do a job that has failed once more."""
-    job = service.jobs.retry(call.params["id"])
-    return _encode(JobReply(id=job.id, status=STATES[job.state]))
+    job_id, owner, jobs = call.params["id"], call.caller.account, service.jobs
+    if jobs.sync.has(job_id, owner):
+        jobs.sync.retry(job_id, owner)
+    else:
+        await jobs.retry(await _get(service, call))
+    return _encode(JobReply(id=job_id, status="IN_QUEUE"))
 
 
 async def purge_queue(service: Service, call: Call) -> Reply:
     """Cancel the jobs that have not begun."""
-    del call
-    return _encode(PurgeReply(service.jobs.purge(), "completed"))
+    owner = call.caller.account
+    removed = service.jobs.sync.purge(owner) + await service.jobs.purge(KIND, owner)
+    return _encode(PurgeReply(removed, "completed"))
 
 
 async def health(service: Service, call: Call) -> Reply:
     """Count jobs and workers."""
-    del call
-    counts = service.jobs.counts
-    loading, broken, busy = service.is_loading(), service.fault() is not None, counts.running > 0
-    able = not (loading or broken)
+    kept, sync = await service.jobs.counts(KIND, call.caller.account), service.jobs.sync.counts
+    loading, broken = service.is_loading(), service.fault() is not None
+    able, busy = not (loading or broken), kept.running + sync.running > 0
     workers = WorkerCounts(
         idle=int(able and not busy),
         initializing=int(loading and not broken),
@@ -224,7 +217,13 @@ async def health(service: Service, call: Call) -> Reply:
         throttled=0,
         unhealthy=int(broken),
     )
-    jobs = JobCounts(counts.completed, counts.failed, counts.running, counts.queued, counts.retried)
+    jobs = JobCounts(
+        completed=kept.completed + sync.completed,
+        failed=kept.failed + sync.failed,
+        in_progress=kept.running + sync.running,
+        in_queue=kept.queued + sync.queued,
+        retried=kept.retried + sync.retried,
+    )
     return _encode(HealthReply(jobs, workers))
 
 
@@ -243,25 +242,6 @@ def _wait_seconds(call: Call) -> float:
     return min(max(milliseconds, 1000), MAX_WAIT_MS) / 1000
 
 
-def _render(job: Job) -> Reply:
-    output = Raw(job.output) if job.output is not None else None
-    return _encode(
-        JobReply(
-            delay_time=_milliseconds(job.delay_seconds),
-            execution_time=_milliseconds(job.execution_seconds),
-            id=job.id,
-            output=error_object(job.error) if job.error else output,
-            error=_sentence(job.error) if job.error else None,
-            status=STATES[job.state],
-            worker_id=None if job.started_at is None else WORKER,
-        )
-    )
-
-
-def _milliseconds(seconds: float | None) -> int | None:
-    return None if seconds is None else round(seconds * 1000)
-
-
 def _encode(reply: msgspec.Struct) -> Reply:
     return Reply(200, msgspec.json.encode(reply))
 
@@ -269,13 +249,7 @@ def _encode(reply: msgspec.Struct) -> Reply:
 def render_error(status: int, error: QuiverError) -> bytes:
     """Write an error about a call; what is wrong with a job stands in its reply."""
     del status
-    return msgspec.json.encode(ErrorReply(_sentence(error)))
-
-
-def _sentence(error: QuiverError) -> str:
-    """Say what is wrong, and with which field: there is no other place for that."""
-    named = error.param is None or error.param in error.message
-    return error.message if named else f"{error.param}: {error.message}"
+    return msgspec.json.encode(ErrorReply(sentence(error)))
 
 
 def runpod_dialect(openai: Dialect) -> Dialect:
@@ -289,7 +263,7 @@ def runpod_dialect(openai: Dialect) -> Dialect:
             error=openai.error,
         )
         for route in openai.routes
-        if route.path.startswith("/v1/")
+        if route.path.startswith(GATEWAY)
     ]
     ping_route = Route(
         "GET", "/ping", ping, "Tell a load balancer: 200 ready, 204 loading", reply=PingReply, public=True

@@ -41,7 +41,7 @@ async def embed(service: Service, call: Call) -> Reply:
     """Turn texts into vectors; of unit length, unless told otherwise."""
     body = decode_json(call, wire.EmbedBody)
     status = _asked(service, body.model)
-    inputs = await _inputs(service, status, body)
+    inputs = await _inputs(service, call, status, body)
     request = EmbedRequest(
         inputs=inputs,
         prompt_name=body.prompt_name,
@@ -58,7 +58,7 @@ async def embed_all(service: Service, call: Call) -> Reply:
     """Turn each token of texts into a vector."""
     body = decode_json(call, wire.InputsBody)
     status = _asked(service, body.model)
-    inputs = await _inputs(service, status, body)
+    inputs = await _inputs(service, call, status, body)
     request = EmbedRequest(inputs=inputs, prompt_name=body.prompt_name, **_options(status, body))
     embeddings = await service.embed_tokens(request, call.caller)
     parts = []
@@ -72,7 +72,7 @@ async def embed_sparse(service: Service, call: Call) -> Reply:
     """Turn texts into weights of words."""
     body = decode_json(call, wire.InputsBody)
     status = _asked(service, body.model)
-    inputs = await _inputs(service, status, body)
+    inputs = await _inputs(service, call, status, body)
     request = EmbedRequest(inputs=inputs, prompt_name=body.prompt_name, **_options(status, body))
     embeddings = await service.embed_sparse(request, call.caller)
     written = await write_array(embeddings.vectors, lambda _, vector: _weights(vector))
@@ -83,13 +83,13 @@ def _weights(vector: SparseVector) -> list[dict[str, Any]]:
     return [{"index": i, "value": v} for i, v in zip(vector.indices, vector.values, strict=True)]
 
 
-async def _inputs(service: Service, status: ModelStatus, body: wire.InputsBody) -> Sequence[Input]:
+async def _inputs(service: Service, call: Call, status: ModelStatus, body: wire.InputsBody) -> Sequence[Input]:
     """Read the forms of `inputs`; ids become texts again where a prompt is to stand before them."""
     inputs = wire.read_inputs(body.inputs)
     given = [item for item in inputs if not isinstance(item, str)]
     if not body.prompt_name or not given:
         return inputs
-    texts = iter(await service.decode(DecodeRequest(ids=given, model=status.id)))
+    texts = iter(await service.decode(DecodeRequest(ids=given, model=status.id), call.caller, "embed"))
     return [item if isinstance(item, str) else next(texts) for item in inputs]
 
 
@@ -210,7 +210,7 @@ async def tokenize(service: Service, call: Call) -> Reply:
         prompt_name=body.prompt_name,
         model=status.id,
     )
-    cut = await service.tokenize(request)
+    cut = await service.tokenize(request, call.caller)
     pairs = list(zip(cut.texts, cut.tokens, strict=True))
     return Reply(200, await write_array(pairs, lambda _, pair: _tokens(*pair)))
 
@@ -238,7 +238,7 @@ async def decode(service: Service, call: Call) -> Reply:
         special_tokens=body.skip_special_tokens is False,
         model=status.id,
     )
-    return Reply(200, msgspec.json.encode(await service.decode(request)))
+    return Reply(200, msgspec.json.encode(await service.decode(request, call.caller)))
 
 
 # Whatever it is
@@ -271,12 +271,14 @@ async def predict_as_vertex(service: Service, call: Call) -> Reply:
         raise wire.Empty("`instances` cannot be empty")
     if len(instances) > (most := service.limits().client_batch_size):
         raise TooManyInputs(f"{len(instances)} instances are more than the {most} of one request")
-    answers = [asyncio.ensure_future(answer(service, replace(call, body=bytes(raw)))) for raw in instances]
-    try:
-        replies = await asyncio.gather(*answers)
-    finally:
-        for each in answers:
-            each.cancel()  # does nothing to one that is done
+    async with service.together(call.caller) as caller:
+        call = replace(call, caller=caller)
+        answers = [asyncio.ensure_future(answer(service, replace(call, body=bytes(raw)))) for raw in instances]
+        try:
+            replies = await asyncio.gather(*answers)
+        finally:
+            for each in answers:
+                each.cancel()  # does nothing to one that is done
     return Reply(200, write_object({"predictions": _joined([reply.body for reply in replies])}))
 
 

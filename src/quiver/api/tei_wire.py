@@ -335,6 +335,8 @@ _ERROR_TYPES: dict[type[QuiverError], str] = {
     errors.WrongKind: "Backend",
     errors.Unavailable: "Unhealthy",
     errors.Overloaded: "Overloaded",
+    errors.RateLimited: "Overloaded",
+    errors.InsufficientQuota: "Overloaded",
     errors.DeadlineExceeded: "Overloaded",
     errors.LaneDied: "Unhealthy",
     QuiverError: "Backend",

@@ -157,7 +157,8 @@ async def create_contextualized(service: Service, call: Call) -> Reply:
         )
         for chunks in body.inputs
     ]
-    documents = await _all(service.embed(request, call.caller) for request in requests)
+    async with service.together(call.caller) as caller:
+        documents = await _all(service.embed(request, caller) for request in requests)
     data = [
         {"object": "list", "data": _items(document.vectors, body), "index": i} for i, document in enumerate(documents)
     ]

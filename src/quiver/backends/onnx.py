@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quiver.backends.dense import read_dense
+from quiver.backends.mapped import MappedGraph, mapped
 from quiver.backends.sessions import Sessions, cores
 from quiver.config import Dtype
 from quiver.errors import LoadError
@@ -45,7 +45,7 @@ class OnnxBackend:
     exact = True
     batch_tokens = BATCH_TOKENS
 
-    def __init__(self, graph: CompiledGraph, *, lanes: int) -> None:
+    def __init__(self, graph: CompiledGraph, weights: Weights, *, lanes: int) -> None:
         self.lanes = lanes
         self.pooled = graph.pooled
         self.vocab_size = graph.vocab_size
@@ -53,7 +53,7 @@ class OnnxBackend:
         self._inputs = graph.inputs
         self._key_block = graph.key_block
         num_bytes = sum(weight.nbytes for weight in graph.weights.values())
-        self._sessions = Sessions(partial(_start, graph), num_bytes=num_bytes)
+        self._sessions = Sessions(partial(_start, mapped(graph, weights)), num_bytes=num_bytes)
 
     def forward(self, batch: PackedBatch) -> Floats:
         """Return the graph's result: (T, ·), or (B, ·) where it is pooled."""
@@ -84,7 +84,7 @@ def load(files: ModelFiles, spec: ModelSpec, *, dtype: Dtype, lanes: int = 0) ->
         graph = compile_graph(config, weights, dtype, head)
     except LoadError as error:
         raise LoadError(f"cannot build {files.root}: {error.message}") from error
-    return OnnxBackend(graph, lanes=lanes or cores())
+    return OnnxBackend(graph, weights, lanes=lanes or cores())
 
 
 def _mask(files: ModelFiles) -> int | None:
@@ -93,14 +93,9 @@ def _mask(files: ModelFiles) -> int | None:
     return next((token["id"] for token in added if token["content"] in MASKS), None)
 
 
-def _start(graph: CompiledGraph, options: ort.SessionOptions) -> ort.InferenceSession:
-    options.add_external_initializers(*_external(graph.weights))
+def _start(graph: MappedGraph, options: ort.SessionOptions) -> ort.InferenceSession:
+    graph.add_to(options)
     try:
         return ort.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises many kinds, all of them about this graph
         raise LoadError(f"ONNX Runtime refuses the compiled graph: {error}") from error
-
-
-def _external(weights: Mapping[str, NDArray[Any]]) -> tuple[list[str], list[ort.OrtValue]]:
-    names = list(weights)
-    return names, [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(weights[name])) for name in names]

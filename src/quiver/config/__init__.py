@@ -7,10 +7,15 @@ environment and `--port` on the command line; its help text is the text of `--he
 Beside these stand the names that other systems give it (`tree.py` lists them with the field). An unknown key is an error that names the nearest valid one.
 """
 
+from quiver.config.accounts import AccountsConfig, Auth
 from quiver.config.cache import CacheConfig, Scope
 from quiver.config.fields import FIELDS, SWITCH, Alias, Field, in_our_words
+from quiver.config.jobs import JobsConfig
+from quiver.config.scale import ScaleConfig
 from quiver.config.setting import Secret
-from quiver.config.sources import PRESETS, RESERVED_ENV, describe, load
+from quiver.config.shares import divided, divisions, portions
+from quiver.config.sources import PRESETS, RESERVED_ENV, describe, load, secrets
+from quiver.config.tls import TlsConfig
 from quiver.config.tree import (
     ANY,
     DEFAULT_MODEL,
@@ -18,6 +23,7 @@ from quiver.config.tree import (
     Config,
     Dtype,
     EngineConfig,
+    MetricsFamily,
     ModelsConfig,
     ModelSettings,
     PoolingName,
@@ -31,20 +37,30 @@ __all__ = [
     "PRESETS",
     "RESERVED_ENV",
     "SWITCH",
+    "AccountsConfig",
     "Alias",
+    "Auth",
     "BackendName",
     "CacheConfig",
     "Config",
     "Dtype",
     "EngineConfig",
     "Field",
+    "JobsConfig",
+    "MetricsFamily",
     "ModelSettings",
     "ModelsConfig",
     "PoolingName",
+    "ScaleConfig",
     "Scope",
     "Secret",
     "ServerConfig",
+    "TlsConfig",
     "describe",
+    "divided",
+    "divisions",
     "in_our_words",
     "load",
+    "portions",
+    "secrets",
 ]

@@ -24,13 +24,16 @@ class Alias:
     unit: str = ""
     stands_for: str = ""
     """It is a switch, and this is the value that it stands for."""
+    below: str = ""
+    """It is a directory, and this is what is meant of it."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read the notation of the tree: NAME, NAME:ms (in milliseconds), NAME=value (a switch), or NAME+NAME."""
+        """Read the notation of the tree: NAME, NAME:ms (milliseconds), NAME=value (a switch), NAME/name, or NAME+NAME."""
         text, _, stands_for = text.partition("=")
         text, _, unit = text.partition(":")
-        return cls(tuple(text.split("+")), unit, stands_for)
+        text, _, below = text.partition("/")
+        return cls(tuple(text.split("+")), unit, stands_for, below)
 
     @property
     def is_flag(self) -> bool:
@@ -53,7 +56,7 @@ class Alias:
                 return str(float(text) / 1000)
             except ValueError:
                 return text  # it is refused as what it is
-        return text
+        return f"{text.rstrip('/')}/{self.below}" if text and self.below else text
 
 
 def is_on(text: str, name: str) -> bool:

@@ -29,6 +29,7 @@ def setting(default: Any, help_text: str, *, also: tuple[str, ...] = ()) -> Any:
     NAME or --name   the same value
     NAME:ms          in milliseconds
     NAME=value       a switch that stands for a value
+    NAME/name        a directory that has it below
     NAME+NAME        two lists, one put after the other
     """
     return dataclasses.field(default=default, metadata={"help": help_text, "also": also})

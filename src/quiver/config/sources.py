@@ -16,8 +16,8 @@ from quiver.config.tree import ANY, PER_MODEL, Config
 from quiver.errors import ConfigError
 
 PRESETS = Path(__file__).parent.parent / "presets"
-RESERVED_ENV = frozenset({"QUIVER_CONFIG", "QUIVER_PRESET"})
-"""Names that choose a source and are not fields themselves."""
+RESERVED_ENV = frozenset({"QUIVER_CONFIG", "QUIVER_PRESET", "QUIVER_PLACE"})
+"""Names that choose a source and are not fields themselves; the last is what a supervisor tells its processes."""
 MAX_PORT = 65535
 
 
@@ -130,6 +130,7 @@ def _is_address(text: str) -> bool:
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "url_prefix": (lambda value: bool(re.fullmatch(r"(/[^/?#]+)*/?", value)), "a path such as /v1"),
     "port": (lambda value: 0 <= value <= MAX_PORT, "0 (any free port) to 65535"),
+    "processes": (lambda value: value >= 1, "1 or more"),
     "max_concurrent_requests": (lambda value: value >= 0, "0 or more"),
     "queue_seconds": (lambda value: value >= 0, "0 or more"),
     "batch_inputs": (lambda value: all(most > 0 for most in value), "more than 0"),
@@ -161,6 +162,20 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "cache_entries": (lambda value: value >= 0, "0 or more"),
     "cache_bytes": (lambda value: value >= 0, "0 or more"),
     "cache_ttl_seconds": (lambda value: value > 0, "more than 0"),
+    "database_wait_seconds": (lambda value: value >= 0, "0 or more"),
+    "key_prefix": (lambda value: bool(re.fullmatch(r"[a-z]{2,8}", value)), "2 to 8 lower-case letters"),
+    "rate_per_second": (lambda value: value >= 0, "0 or more"),
+    "rate_burst": (lambda value: value >= 1, "1 or more"),
+    "usage_days": (lambda value: value > 0, "more than 0"),
+    "ray_object_store_bytes": (lambda value: value >= 80 << 20, "80 MiB or more"),
+    "ray_ingresses": (lambda value: value >= 1, "1 or more"),
+    "ray_min_replicas": (lambda value: all(count >= 1 for count in value), "1 or more"),
+    "ray_max_replicas": (lambda value: all(count >= 1 for count in value), "1 or more"),
+    "ray_cpus": (lambda value: all(count > 0 for count in value), "more than 0"),
+    "ray_gpus": (lambda value: all(count >= 0 for count in value), "0 or more"),
+    "ray_queue_seconds": (lambda value: value > 0, "more than 0"),
+    "ray_pool_replicas": (lambda value: value >= 1, "1 or more"),
+    "ray_pool_models": (lambda value: value >= 1, "1 or more"),
 }
 
 
@@ -179,6 +194,7 @@ _SYNONYMS: dict[str, dict[str, str]] = {
     "log_format": {"pretty": "text"},
     "log_level": {"trace": "debug", "warn": "warning", "critical": "error"},
     "pooling": {"last-token": "last_token"},
+    "tls": {word: "on" if is_on else "off" for word, is_on in SWITCH.items()},
 }
 """What other systems call a value."""
 
@@ -193,6 +209,8 @@ def _parsed(field: Field, value: Any) -> Any:
 
 
 def _word(field: Field, value: Any) -> Any:
+    if isinstance(value, bool) and field.choices:
+        value = str(value)
     if not isinstance(value, str) or not (field.is_switch or field.choices):
         return value
     word = value.strip().lower()
@@ -234,6 +252,13 @@ def describe(config: Config) -> dict[str, dict[str, Any]]:
         section: {name: _printable(getattr(part, name)) for name in part.__slots__}
         for section, part in ((s, getattr(config, s)) for s in sections())
     }
+
+
+def secrets(config: Config) -> tuple[str, ...]:
+    """Return the texts that must not be printed; of a URL, only its password must not."""
+    values = (getattr(getattr(config, field.section), field.name) for field in FIELDS.values())
+    texts = (value.reveal() for value in values if isinstance(value, Secret))
+    return tuple(text for text in texts if text and "://" not in text)
 
 
 def _printable(value: Any) -> Any:

@@ -7,8 +7,12 @@ from typing import Any, Literal
 
 import platformdirs
 
+from quiver.config.accounts import AccountsConfig
 from quiver.config.cache import CacheConfig
+from quiver.config.jobs import JobsConfig
+from quiver.config.scale import ScaleConfig
 from quiver.config.setting import Secret, setting
+from quiver.config.tls import TlsConfig
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 ANY = "*"
@@ -16,6 +20,7 @@ ANY = "*"
 Dtype = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 BackendName = Literal["auto", "onnx", "torch", "ct2"]
 TokenIds = Literal["native", "cl100k", "refuse"]
+MetricsFamily = Literal["tei", "inference", "fastembed"]
 PoolingName = Literal["auto", "mean", "cls", "last_token", "splade"]
 
 
@@ -29,6 +34,18 @@ class ServerConfig:
         also=("HOST", "HOSTNAME", "INFERENCE_HOSTNAME", "INFINITY_HOST", "--hostname"),
     )
     port: int = setting(8000, "TCP port to listen on.", also=("PORT", "INFERENCE_PORT", "INFINITY_PORT", "-p"))
+    tcp: bool = setting(True, "Listen on the port; false: in `socket_dir` alone.")
+    socket_dir: Path | None = setting(
+        None,
+        "Directory for unix sockets beside the port: rest.sock has every API, rpc.sock JSON-RPC, admin.sock the dashboard. "
+        "Whoever is in a file's group may connect.",
+        also=("PATH_SOCKETS/hero_embedder_provider",),
+    )
+    processes: int = setting(
+        1,
+        "Server processes on this machine, at one port and its sockets; cores, memory and limits are divided between "
+        "them. More than 1 needs Linux.",
+    )
     url_prefix: str = setting(
         "",
         "Path that may stand before every route (/v1, or what a proxy leaves there); empty: none.",
@@ -90,6 +107,10 @@ class ServerConfig:
             "--permissive-cors=*",
         ),
     )
+    dashboard: bool = setting(
+        False,
+        "Show the dashboard at /admin, at the port too; a key with the scope admin opens it. At admin.sock it always is.",
+    )
     root_dialects: tuple[str, ...] = setting(
         (),
         "APIs that own the root's paths which they share with others, where a request itself does not tell; the first "
@@ -102,6 +123,9 @@ class ServerConfig:
         "auto",
         "How log lines look; auto: text at a terminal, JSON elsewhere.",
         also=("LOG_FORMAT", "JSON_OUTPUT=json", "--json-output=json"),
+    )
+    metrics_families: tuple[MetricsFamily, ...] = setting(
+        (), "Systems whose metrics /metrics shows beside Quiver's own: tei (te_…), inference (inference_…), fastembed."
     )
     otlp_endpoint: str = setting(
         "",
@@ -346,3 +370,7 @@ class Config:
     models: ModelsConfig = dataclasses.field(default_factory=ModelsConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     cache: CacheConfig = dataclasses.field(default_factory=CacheConfig)
+    accounts: AccountsConfig = dataclasses.field(default_factory=AccountsConfig)
+    jobs: JobsConfig = dataclasses.field(default_factory=JobsConfig)
+    tls: TlsConfig = dataclasses.field(default_factory=TlsConfig)
+    scale: ScaleConfig = dataclasses.field(default_factory=ScaleConfig)

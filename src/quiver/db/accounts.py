@@ -14,6 +14,8 @@ from quiver.db.tables import KEYS, TIERS, USERS
 from quiver.errors import InvalidInput, UnknownAccount
 
 _MAX_EMAIL = 320
+_MAX_TIER = 64
+_MAX_NAME = 200
 
 
 class Accounts:
@@ -28,7 +30,8 @@ class Accounts:
         return [_tier(row) for row in rows]
 
     async def set_tier(self, tier: Tier) -> None:
-        """Add a tier, or change the limits of one; those who have it feel it within seconds."""
+        """Add a tier, or change the limits of one; those who have it feel it within seconds. Raises `InvalidInput`."""
+        _check_text(tier.name, "name of a tier", at_most=_MAX_TIER, param="tier")
         rate = tier.rate
         values = {
             "monthly_embeddings": tier.monthly_embeddings,
@@ -41,6 +44,7 @@ class Accounts:
     async def set_user(self, email: str, tier: str, *, now: float) -> User:
         """Add a user, or move one to another tier. Raises `UnknownAccount` for a tier that there is not."""
         email = _checked(email)
+        _check_text(tier, "name of a tier", at_most=_MAX_TIER, param="tier")
         insert = self._insert(USERS).values(email=email, tier=tier, created_at=now)
         try:
             await self._run(insert.on_conflict_do_update(index_elements=["email"], set_={"tier": tier}))
@@ -61,7 +65,8 @@ class Accounts:
         return [_user(row) for row in await self._all(_users().order_by(USERS.c.id))]
 
     async def add_key(self, key: ApiKey) -> None:
-        """Keep a new key."""
+        """Keep a new key. Raises `InvalidInput` for a name that cannot be shown."""
+        _check_text(key.name or "-", "name of a key", at_most=_MAX_NAME, param="name")
         await self._run(
             self._insert(KEYS).values(
                 id=key.id,
@@ -123,9 +128,15 @@ class Accounts:
 def _checked(email: str) -> str:
     """Write an address as it is compared. Raises `InvalidInput` for what is none."""
     name, _, host = email.strip().lower().rpartition("@")
-    if not (name and host) or len(email) > _MAX_EMAIL or any(c.isspace() for c in name + host):
+    if not (name and host) or len(email) > _MAX_EMAIL or any(c.isspace() or not c.isprintable() for c in name + host):
         raise InvalidInput(f"{email!r} is no e-mail address", param="email")
     return f"{name}@{host}"
+
+
+def _check_text(text: str, what: str, *, at_most: int, param: str) -> None:
+    """Refuse what would not fit, or would do something to the terminal that shows it. Raises `InvalidInput`."""
+    if not (0 < len(text) <= at_most and text.isprintable()):
+        raise InvalidInput(f"{text[:at_most]!r} is no {what}: 1 to {at_most} letters, in one line", param=param)
 
 
 def _users() -> Select[Any]:

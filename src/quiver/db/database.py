@@ -1,9 +1,12 @@
 """One database: how it is opened, asked and told, and what its failures are called. Knows no table."""
 
 import asyncio
+import re
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
+from sqlite3 import OperationalError
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import event, text
@@ -12,14 +15,16 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from quiver.errors import ConfigError, DatabaseDown, DatabaseError, MissingExtra
+from quiver.errors import ConfigError, DatabaseDown, DatabaseError, MissingExtra, StorageFull
 
 T = TypeVar("T")
 Work = Callable[[AsyncConnection], Awaitable[T]]
 
-READ_SECONDS = 0.25
-"""How long a read may take: someone waits for it."""
+READ_SECONDS = 1.0
+"""How long a read may take: someone waits for it, but a machine under load must not pass for a database that is away."""
 WRITE_SECONDS = 10.0
+BEGIN_SECONDS, PAUSE_SECONDS = 0.5, 0.005
+"""How long a connection to SQLite tries to begin, and how often."""
 _CLOSE_SECONDS = 3.0
 _CONNECTIONS = 5
 _DRIVERS = {
@@ -30,12 +35,20 @@ _DRIVERS = {
     "postgresql+asyncpg": "postgresql+asyncpg",
 }
 _WRITES = "quiver_writes"
+_FULL = re.compile(r"disk is full|disk I/O error|No space left|could not extend file")
 _FAULTS = (DBAPIError, PoolTimeout, OSError, TimeoutError)
 
 
 def sqlite_url(data_dir: Path) -> str:
     """Name the database that a server has where none is configured."""
     return f"sqlite:///{data_dir / 'quiver.db'}"
+
+
+def file_of(url: str) -> Path | None:
+    """Return the file that a database is in; None: it is in none. Raises `ConfigError`."""
+    parsed = _parse(url)
+    in_a_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
+    return Path(str(parsed.database)) if in_a_file else None
 
 
 class Database:
@@ -111,15 +124,17 @@ class Database:
         try:
             done, _ = await asyncio.wait({task}, timeout=seconds)
         except asyncio.CancelledError:
-            self._abandon(task)
+            # SQLite's statements end by themselves, and soon; a connection that is cut short would be lost.
+            self._abandon(task, cancel=self.dialect != "sqlite")
             raise
         if not done:
             self._abandon(task)
             raise DatabaseDown(f"{self.name} did not answer within {seconds:g} s")
         return self._result(task)
 
-    def _abandon(self, task: asyncio.Task[Any]) -> None:
-        task.cancel()
+    def _abandon(self, task: asyncio.Task[Any], *, cancel: bool = True) -> None:
+        if cancel:
+            task.cancel()
         self._abandoned.add(task)
         task.add_done_callback(self._forget)
 
@@ -136,7 +151,8 @@ class Database:
         except Exception as error:
             if not _is_fault(error):
                 raise
-            raise DatabaseDown(f"{self.name} failed: {_first_line(error)}") from error
+            kind = StorageFull if _FULL.search(str(error)) else DatabaseDown
+            raise kind(f"{self.name} failed: {_first_line(error)}") from error
 
 
 def _parse(url: str) -> URL:
@@ -169,9 +185,27 @@ def _sqlite(url: URL) -> AsyncEngine:
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
     cursor = connection.cursor()
-    for pragma in ("busy_timeout = 5000", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+    for pragma in ("busy_timeout = 5000", "synchronous = FULL", "foreign_keys = ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+    _write_ahead(connection)
+
+
+def _write_ahead(connection: Any) -> None:
+    """Keep a log: SQLite does not wait for another connection that begins to, or ends, at the same moment."""
+    ends = time.monotonic() + BEGIN_SECONDS
+    while True:
+        cursor = connection.cursor()
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > ends:
+                raise
+        else:
+            return
+        finally:
+            cursor.close()
+        connection.run_async(lambda _: asyncio.sleep(PAUSE_SECONDS))
 
 
 def _begin_sqlite(connection: Any) -> None:

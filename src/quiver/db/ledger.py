@@ -27,7 +27,7 @@ class Ledger:
 
         async def work(connection: AsyncConnection) -> int:
             once = {entry.request_id: entry for entry in entries}
-            rows = [_row(entry) for entry in once.values()]
+            rows = [_row(once[request_id]) for request_id in sorted(once)]  # see `_sums`
             insert = self._insert(USAGE).on_conflict_do_nothing().returning(USAGE.c.request_id)
             new = {row[0] for row in await connection.execute(insert, rows)}
             for total in _sums([once[request_id] for request_id in new]):
@@ -89,11 +89,11 @@ def _row(entry: UsageEntry) -> dict[str, Any]:
 
 
 def _sums(entries: Sequence[UsageEntry]) -> list[dict[str, Any]]:
-    """Sum up entries for each row of the totals, in one order everywhere: two servers never wait for each other."""
+    """Sum up entries for each row of the totals. Rows are told in one order everywhere: no two servers lock each other out."""
     sums: dict[tuple[Any, ...], list[int]] = {}
     for entry in entries:
         counts = sums.setdefault(tuple(getattr(entry, name) for name in _OF_ONE), [0] * len(_COUNTS))
-        for i, more in enumerate((1, entry.embeddings, entry.cached, entry.tokens)):
+        for i, more in enumerate((entry.requests, entry.embeddings, entry.cached, entry.tokens)):
             counts[i] += more
     names = (*_OF_ONE, *_COUNTS)
     return [dict(zip(names, (*one, *counts), strict=True)) for one, counts in sorted(sums.items())]

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from alembic.config import Config
@@ -20,6 +21,16 @@ _LOCK = 0x51756976
 """What servers that start at the same time on one PostgreSQL wait for."""
 
 _RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How far a database is."""
+
+    version: str
+    """The last migration that ran; empty: none, it has no tables."""
+    missing: tuple[str, ...]
+    """Migrations that this version of Quiver would run, in their order."""
 
 
 async def prepare(database: Database, *, wait_seconds: float = 0.0) -> list[str]:
@@ -48,8 +59,24 @@ async def upgrade(database: Database) -> list[str]:
     return await database.write(work)
 
 
-def _upgrade(connection: Connection, name: str) -> list[str]:
+async def status(database: Database) -> Status:
+    """Tell how far the database is, and change nothing. Raises `DatabaseError` or `DatabaseDown`."""
+
+    async def work(connection: AsyncConnection) -> Status:
+        return await connection.run_sync(_status, database.name)
+
+    return await database.read(work)
+
+
+def _status(connection: Connection, name: str) -> Status:
     scripts = ScriptDirectory(str(_SCRIPTS))
+    version = _version(connection, scripts, name)
+    missing = [script.revision for script in scripts.iterate_revisions("head", version or "base")]
+    return Status(version, tuple(reversed(missing)))
+
+
+def _version(connection: Connection, scripts: ScriptDirectory, name: str) -> str:
+    """Return the last migration that ran. Raises `DatabaseError` where it is none of ours."""
     known = {script.revision for script in scripts.walk_revisions()}
     before = set(MigrationContext.configure(connection).get_current_heads())
     if before - known:
@@ -57,6 +84,12 @@ def _upgrade(connection: Connection, name: str) -> list[str]:
             f"{name} belongs to a newer version of Quiver (it has {', '.join(sorted(before - known))}, this one knows "
             f"up to {scripts.get_current_head()}): install that version, or restore a copy from before"
         )
+    return max(before, default="")
+
+
+def _upgrade(connection: Connection, name: str) -> list[str]:
+    scripts = ScriptDirectory(str(_SCRIPTS))
+    _version(connection, scripts, name)
     ran: list[str] = []
     options = {"fn": lambda rev, _: scripts._upgrade_revs("head", rev), "destination_rev": "head"}  # noqa: SLF001
     with EnvironmentContext(Config(), scripts, **options) as environment:

@@ -17,8 +17,8 @@ class Attempts:
     """How batches are computed, and who is told of it."""
 
     compute: Compute
-    computed: Callable[[int, float], None]
-    """Told the tokens and seconds of each forward pass that went well."""
+    computed: Callable[[int, int, float], None]
+    """Told the inputs, tokens and seconds of each forward pass that went well."""
     failed: Callable[[QuiverError], None]
     """Told of each input that cannot be computed."""
     too_large: Callable[[int], None]
@@ -41,7 +41,7 @@ class Attempts:
         results: list[Outcome] = list(self.compute(encodings))
         if len(results) != len(encodings):
             raise ValueError(f"{len(encodings)} inputs gave {len(results)} results")
-        self.computed(sum(map(len, encodings)), time.perf_counter() - start)
+        self.computed(len(encodings), sum(map(len, encodings)), time.perf_counter() - start)
         return results
 
     def _refuse(self, error: Exception) -> QuiverError:

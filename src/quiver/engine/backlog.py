@@ -6,9 +6,6 @@ come before a new request's last as are due by then.
 
 from collections.abc import Hashable
 
-_CLASSES = 48
-"""Amounts are counted by the power of two that they are below: up to 2 ** 47 tokens."""
-
 
 class Shares:
     """Tokens by key. Its one question costs the same however many keys there are."""
@@ -16,8 +13,8 @@ class Shares:
     def __init__(self) -> None:
         self.total = 0
         self._amounts: dict[Hashable, int] = {}
-        self._counts = [0] * _CLASSES
-        self._sums = [0] * _CLASSES
+        self._classes: dict[int, tuple[int, int]] = {}
+        """How many amounts there are below each power of two, and their sum."""
 
     def __bool__(self) -> bool:
         return bool(self._amounts)
@@ -33,9 +30,12 @@ class Shares:
         self.total += tokens
 
     def _move(self, amount: int, sign: int) -> None:
-        if amount:
-            self._counts[amount.bit_length()] += sign
-            self._sums[amount.bit_length()] += sign * amount
+        if not amount:
+            return
+        size = amount.bit_length()
+        count, total = self._classes.pop(size, (0, 0))
+        if count + sign:
+            self._classes[size] = count + sign, total + sign * amount
 
     def of(self, key: Hashable) -> int:
         """Return what a key has."""
@@ -43,7 +43,7 @@ class Shares:
 
     def up_to(self, tokens: int) -> int:
         """Return what all keys have together, of each at most `tokens`; off by a part of those of its own size."""
-        return sum([min(total, count * tokens) for count, total in zip(self._counts, self._sums, strict=True) if count])
+        return sum([min(total, count * tokens) for count, total in self._classes.values()])
 
 
 class Backlog:

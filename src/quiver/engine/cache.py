@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,6 +37,8 @@ MAX_ENTRIES = 10_000
 MAX_BYTES = 256 << 20
 MAX_UNWRITTEN = 4096
 """Results that may wait to be written to Redis; more are dropped, for they can be computed again."""
+MAX_ORIGINS = 1024
+"""Most origins that are kept at hand: models, times the users that ask for them."""
 _TOGETHER = 64
 """Results in one call."""
 _WRITE_SECONDS = 1.0
@@ -65,13 +67,17 @@ class Keys:
 
     def __init__(self, secret: bytes) -> None:
         self._secret = hashlib.blake2b(secret).digest()
+        self._start_at_hand = lru_cache(MAX_ORIGINS)(self._start)
 
     def of(self, origin: Origin, encodings: Sequence[Encoding]) -> list[bytes]:
         """Return the key of each result; whatever differs in anything has another."""
+        start = self._start_at_hand(origin)
+        return [self._of_one(start.copy(), encoding) for encoding in encodings]
+
+    def _start(self, origin: Origin) -> "hashlib.blake2b":
         fields = [getattr(origin, name).encode("utf-8", "surrogatepass") for name in Origin.__slots__]
         prefix = b"".join(struct.pack("<Q", len(field)) + field for field in fields)
-        start = hashlib.blake2b(prefix, key=self._secret, digest_size=_KEY_BYTES)
-        return [self._of_one(start.copy(), encoding) for encoding in encodings]
+        return hashlib.blake2b(prefix, key=self._secret, digest_size=_KEY_BYTES)
 
     def _of_one(self, digest: "hashlib.blake2b", encoding: Encoding) -> bytes:
         has_types = encoding.type_ids is not None
@@ -359,7 +365,7 @@ def load_secret(path: Path) -> bytes:
         return path.read_bytes()
     with suppress(FileExistsError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = path.with_name(f"{path.name}.{os.getpid()}")
+        made = path.with_name(f"{path.name}.{os.urandom(4).hex()}")  # servers in containers all have the same pid
         made.touch(mode=0o600)
         made.write_bytes(os.urandom(32))
         try:

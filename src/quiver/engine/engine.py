@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -43,6 +42,7 @@ from quiver.types import (
     TokenEmbeddings,
     Tokenization,
     TokenizeRequest,
+    Usage,
 )
 
 _INSTEAD: dict[Kind, str] = {
@@ -78,6 +78,7 @@ class Engine:
     ) -> None:
         aids = aids or Aids()
         self._default_prompt = models_config.default_prompt
+        self.models_root = models_config.data_dir / "models"
         self._openai_ids = aids.openai_ids
         self._watchdog = watchdog
         self._runner = Runner(config, observer, watchdog, aids.known)
@@ -91,7 +92,7 @@ class Engine:
 
     async def embed(self, request: EmbedRequest, caller: Caller) -> Embeddings:
         """Turn inputs into vectors, in order."""
-        async with self._lease(request, "embed") as replica:
+        with await self._find(request, "embed") as replica:
             spec = _require(replica, "embed")
             self._runner.check_count(len(request.inputs), "input")
             _check_dimensions(request.dimensions, spec)
@@ -112,7 +113,7 @@ class Engine:
 
     async def embed_tokens(self, request: EmbedRequest, caller: Caller) -> TokenEmbeddings:
         """Turn each token of the inputs into a vector: of an embedding model, its hidden state as it is."""
-        async with self._lease(request, "embed", "multi_vector") as replica:
+        with await self._find(request, "embed", "multi_vector") as replica:
             spec = _require(replica, "embed", "multi_vector")
             _require_token_vectors(replica)
             self._runner.check_count(len(request.inputs), "input")
@@ -122,7 +123,7 @@ class Engine:
 
     async def embed_sparse(self, request: EmbedRequest, caller: Caller) -> SparseEmbeddings:
         """Turn inputs into weights of the words that they are about."""
-        async with self._lease(request, "sparse") as replica:
+        with await self._find(request, "sparse") as replica:
             spec = _require(replica, "sparse")
             self._runner.check_count(len(request.inputs), "input")
             form = Form(self._prompt(request, replica))
@@ -131,7 +132,7 @@ class Engine:
 
     async def classify(self, request: ClassifyRequest, caller: Caller) -> Classification:
         """Give each input a score for each label."""
-        async with self._lease(request, "classify", "rerank") as replica:
+        with await self._find(request, "classify", "rerank") as replica:
             spec = _require(replica, "classify", "rerank")
             self._runner.check_count(len(request.inputs), "input")
             computed = await self._runner.run(replica, request, request.inputs, caller)
@@ -143,7 +144,7 @@ class Engine:
 
     async def rerank(self, request: RerankRequest, caller: Caller) -> Ranking:
         """Put documents in the order of their relevance to a query."""
-        async with self._lease(request, "rerank", "multi_vector", "embed") as replica:
+        with await self._find(request, "rerank", "multi_vector", "embed") as replica:
             spec = _require(replica, "rerank", "multi_vector", "embed")
             self._runner.check_count(len(request.documents), "documents")
             if request.top_n is not None and request.top_n < 1:
@@ -154,7 +155,7 @@ class Engine:
 
     async def compare(self, request: SimilarityRequest, caller: Caller) -> Similarities:
         """Give the cosine of each text with the source."""
-        async with self._lease(request, "embed") as replica:
+        with await self._find(request, "embed") as replica:
             spec = _require(replica, "embed")
             self._runner.check_count(len(request.texts), "texts")
             form = Form(choose_prompt(spec.prompts, name=request.prompt_name))
@@ -164,7 +165,7 @@ class Engine:
 
     async def tokenize(self, request: TokenizeRequest) -> Tokenization:
         """Cut texts into tokens."""
-        async with self._lease(request) as replica:
+        with await self._find(request) as replica:
             self._runner.check_count(len(request.texts), "input")
             spec, tokenizer = replica.model.spec, replica.model.tokenizer
             prompt, special = choose_prompt(spec.prompts, name=request.prompt_name), request.special_tokens
@@ -176,7 +177,7 @@ class Engine:
 
     async def decode(self, request: DecodeRequest) -> list[str]:
         """Turn token ids back into texts."""
-        async with self._lease(request) as replica:
+        with await self._find(request) as replica:
             self._runner.check_count(len(request.ids), "ids")
             tokenizer, special = replica.model.tokenizer, request.special_tokens
             return await self._runner.encoders.run(
@@ -184,8 +185,14 @@ class Engine:
                 size=sum(map(len, request.ids)),
             )
 
-    def _lease(self, request: ModelRequest, *kinds: Kind) -> AbstractAsyncContextManager[Replica]:
-        return self.replicas.lease(request.model, kinds)
+    async def measure(self, request: EmbedRequest, caller: Caller) -> Usage:
+        """Let a model of any kind read texts, known or not, for the sake of the time that it takes."""
+        with await self._find(request) as replica:
+            self._runner.check_count(len(request.inputs), "input")
+            return (await self._runner.run(replica, request, request.inputs, caller, Form(is_fresh=True))).usage
+
+    async def _find(self, request: ModelRequest, *kinds: Kind) -> Replica:
+        return await self.replicas.find(request.model, kinds)
 
     async def _inputs(self, request: EmbedRequest) -> Sequence[Input]:
         """Return the inputs with texts in the place of ids that are not the model's own."""

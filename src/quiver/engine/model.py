@@ -11,7 +11,7 @@ from quiver.backends import Backend, ct2, onnx, onnx_file, pytorch
 from quiver.config import BackendName, Dtype, ModelSettings
 from quiver.engine import tokenizer
 from quiver.engine.packing import pack
-from quiver.engine.pooling import normalise, pool, word_weights
+from quiver.engine.pooling import largest_logits, normalise, pool, word_weights
 from quiver.engine.tokenizer import Tokenizer
 from quiver.errors import LoadError, NotFinite
 from quiver.graphs import is_known
@@ -66,14 +66,17 @@ class Model:
             case "rerank" | "classify":
                 return output
             case "sparse":
-                return word_weights(output, batch.cu_seqlens)
+                largest = output if len(output) == len(encodings) else largest_logits(output, batch.cu_seqlens)
+                return word_weights(largest)
             case "multi_vector":
                 return np.split(normalise(output) if self.spec.normalize else output, batch.cu_seqlens[1:-1])
             case "embed":
                 return self._embed(output, batch, encodings)
 
     def _embed(self, output: Floats, batch: PackedBatch, encodings: Sequence[Encoding]) -> Results:
-        pooled = output if self.backend.pooled else pool(output, batch.cu_seqlens, self.spec.pooling)
+        # With one token in each input, its state is the pooled one.
+        is_pooled = len(output) == len(encodings)
+        pooled = output if is_pooled else pool(output, batch.cu_seqlens, self.spec.pooling)
         vectors = normalise(pooled) if self.spec.normalize else pooled
         if not any(encoding.per_token or encoding.unscaled for encoding in encodings):
             return vectors
@@ -86,18 +89,17 @@ class Model:
         What is wrong with the weights' shapes shows here, before anyone is served. Raises `LoadError`.
         """
         try:
-            rate = self._compute_largest()
             probes = self._probes()
             alone = [self.compute([probe])[0] for probe in probes]
-            return WarmUp(self._is_batch_invariant(probes, alone), rate, _fingerprint(alone))
+            is_invariant = self._is_batch_invariant(probes, alone)
+            return WarmUp(is_invariant, self._compute_largest(), _fingerprint(alone))
         except Exception as error:
             raise LoadError(f"{self.spec.id} is loaded but cannot compute: {error}") from error
 
     def _compute_largest(self) -> float:
-        """Compute the largest batch, the second time for its speed; returns tokens per second."""
+        """Compute the largest batch, which shows its speed once others have gone before; returns tokens per second."""
         length = min(self.spec.max_tokens, self.backend.batch_tokens)
         largest = [Encoding(np.zeros(length, np.int64))] * max(1, self.backend.batch_tokens // length)
-        self.compute(largest)
         start = time.perf_counter()
         self.compute(largest)
         return length * len(largest) / (time.perf_counter() - start)

@@ -29,6 +29,8 @@ class Budget:
 
 def pack(encodings: Sequence[Encoding]) -> PackedBatch:
     """Lay encodings end to end."""
+    if len(encodings) == 1:
+        return _alone(encodings[0])
     lengths = np.fromiter((len(e) for e in encodings), np.int64, len(encodings))  # (B,)
     cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
     positions = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
@@ -37,4 +39,17 @@ def pack(encodings: Sequence[Encoding]) -> PackedBatch:
         positions=positions,
         type_ids=np.concatenate([np.zeros(len(e), np.int64) if e.type_ids is None else e.type_ids for e in encodings]),
         cu_seqlens=cu_seqlens,
+        per_token=any(e.per_token for e in encodings),
+    )
+
+
+def _alone(encoding: Encoding) -> PackedBatch:
+    """Lay one encoding: who waits for a text alone counts microseconds."""
+    size = len(encoding)
+    return PackedBatch(
+        ids=encoding.ids,
+        positions=np.arange(size),
+        type_ids=np.zeros(size, np.int64) if encoding.type_ids is None else encoding.type_ids,
+        cu_seqlens=np.array([0, size]),
+        per_token=encoding.per_token,
     )

@@ -30,9 +30,13 @@ def normalise(vectors: Floats) -> Floats:
     return unit
 
 
-def word_weights(logits: Floats, cu_seqlens: Ints) -> Floats:
-    """(T, V) logits of words -> (B, V) weights as SPLADE has them: the largest log(1 + relu(logit)) over the tokens."""
-    # Both functions rise, so the largest logit makes the largest weight.
+def largest_logits(logits: Floats, cu_seqlens: Ints) -> Floats:
+    """(T, V) logits of words -> (B, V), the largest over the tokens of each input."""
     largest: Floats = np.maximum.reduceat(logits, cu_seqlens[:-1], axis=0)
+    return largest
+
+
+def word_weights(largest: Floats) -> Floats:
+    """(B, V) largest logits -> weights as SPLADE has them: the largest log(1 + relu(logit)); both functions rise."""
     weights: Floats = np.log1p(np.maximum(largest, np.float32(0)))
     return weights

@@ -7,22 +7,21 @@ import asyncio
 import math
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from quiver.backends.sessions import cores
-from quiver.capacity import Queue
+from quiver.capacity import Activity, Queue
 from quiver.config import ANY, EngineConfig, ModelsConfig, ModelSettings
 from quiver.engine import model as models
 from quiver.engine import statuses
 from quiver.engine.model import Model, WarmUp
 from quiver.engine.packing import Budget
 from quiver.engine.scheduler import Bounds, Scheduler
-from quiver.engine.threads import in_daemon_thread
+from quiver.engine.threads import in_daemon_thread, let_loop_go_first
 from quiver.engine.waiting import Capacity, Expected
 from quiver.engine.watchdog import Watchdog
 from quiver.errors import (
@@ -38,7 +37,7 @@ from quiver.errors import (
 from quiver.models.catalogue import Catalogue, ModelSpec
 from quiver.models.hub import Found, Progress, resolve
 from quiver.models.spec import with_pooling
-from quiver.telemetry.observer import Observer
+from quiver.telemetry.observer import Figure, Observer
 from quiver.types import Caller, FileProgress, Kind, ModelState, ModelStatus
 
 RETRY_LOAD_SECONDS = 30.0
@@ -47,7 +46,7 @@ RETRY_LOAD_SECONDS = 30.0
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """A loaded model, the lanes that run it, and who uses it."""
+    """A loaded model, the lanes that run it, and who uses it: within a `with`, it is not unloaded."""
 
     model: Model
     scheduler: Scheduler
@@ -60,6 +59,17 @@ class Replica:
     unused: asyncio.Event = field(default_factory=asyncio.Event)
     num_users: int = 0
     last_used: float = 0.0
+
+    def __enter__(self) -> Self:
+        self.num_users += 1
+        self.unused.clear()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.num_users -= 1
+        self.last_used = time.monotonic()
+        if not self.num_users:
+            self.unused.set()
 
 
 class Replicas:
@@ -79,6 +89,8 @@ class Replicas:
         self._catalogue = catalogue
         self._observer = observer
         self._replicas: dict[str, Replica] = {}
+        self.age = 0
+        """How often a model has come or gone."""
         self._loading: dict[str, asyncio.Task[Replica]] = {}
         self._failed: dict[str, tuple[float, LoadFailed]] = {}
         self._one_at_a_time = asyncio.Lock()
@@ -128,13 +140,22 @@ class Replicas:
 
     def queue(self, name: str | None) -> Queue:
         """Tell what waits for a model."""
-        replica = self._replicas.get(self._find(name))
+        replica = self._replicas.get(self._key_of(name))
         return replica.scheduler.queue if replica else Queue(0, 0, self._config.max_waiting_tokens, 0.0)
+
+    def activity(self, name: str) -> Activity:
+        """Tell what waits for a model and what its lanes do; one that is not loaded has none."""
+        replica = self._replicas.get(self._key_of(name))
+        return replica.scheduler.activity if replica else Activity()
 
     def shortest_queue(self, model: str | None = None) -> Queue:
         """Tell what waits for a model, by its id; where none is named, for the one for which the least does."""
         queues = [r.scheduler.queue for r in self.loaded if model in (None, r.model.spec.id)]
         return min(queues, key=lambda queue: queue.seconds, default=Queue(0, 0, self._config.max_waiting_tokens, 0.0))
+
+    def figures(self) -> Sequence[Figure]:
+        """Tell what models are doing."""
+        return statuses.figures(self.statuses, {r.model.spec.id: r.scheduler.activity for r in self.loaded})
 
     @property
     def is_complete(self) -> bool:
@@ -155,26 +176,16 @@ class Replicas:
         """Estimate how long so many tokens would take with the model for which the least waits."""
         return min((r.scheduler.expect(tokens, caller) for r in self.loaded), default=Expected(0.0, 0.0))
 
-    @asynccontextmanager
-    async def lease(self, name: str | None, kinds: Sequence[Kind] = ()) -> AsyncIterator[Replica]:
-        """Lend the model that answers to a name; it is not unloaded meanwhile.
+    async def find(self, name: str | None, kinds: Sequence[Kind] = ()) -> Replica:
+        """Return the model that answers to a name, to be used in a `with`.
 
         No name means the first configured model of the first of the `kinds` that there is.
         One that may be loaded on first use is. Raises `UnknownModel`, `NotReady`, `LoadFailed`.
         """
-        key = self._find(name, kinds)
-        replica = self._replicas.get(key) or await self._load_on_use(key)
-        replica.num_users += 1
-        replica.unused.clear()
-        try:
-            yield replica
-        finally:
-            replica.num_users -= 1
-            replica.last_used = time.monotonic()
-            if not replica.num_users:
-                replica.unused.set()
+        key = self._key_of(name, kinds)
+        return self._replicas.get(key) or await self._load_on_use(key)
 
-    def _find(self, name: str | None, kinds: Sequence[Kind] = ()) -> str:
+    def _key_of(self, name: str | None, kinds: Sequence[Kind] = ()) -> str:
         if name and (key := self._names.get(name.lower())):
             return key
         if not name or self._models_config.any_model_name:
@@ -186,8 +197,11 @@ class Replicas:
 
     def _default(self, kinds: Sequence[Kind]) -> str:
         names = self._models_config.model
-        loaded = [(name, self._replicas[name].model.spec.kind) for name in names if name in self._replicas]
-        return next((name for wanted in kinds for name, kind in loaded if kind == wanted), names[0])
+        for wanted in kinds:
+            for name in names:
+                if (replica := self._replicas.get(name)) and replica.model.spec.kind == wanted:
+                    return name
+        return names[0]
 
     async def _load_on_use(self, key: str) -> Replica:
         if key in self._models_config.model:
@@ -215,7 +229,7 @@ class Replicas:
             found = await self._fetch(name, progress)
             async with self._one_at_a_time:  # or two would take the same room
                 await self._make_room(found, pinned=pinned)
-                self._mark(name, state=ModelState.LOADING, downloads=())
+                self._mark(name, state=ModelState.LOADING)
                 return await self._start(name, found, pinned=pinned)
         except Overloaded:
             self._mark(name, state=ModelState.AVAILABLE)
@@ -268,13 +282,14 @@ class Replicas:
 
     async def _start(self, name: str, found: Found, *, pinned: bool) -> Replica:
         def load() -> tuple[Model, WarmUp]:
+            let_loop_go_first()  # and so do the threads that the model starts
             config, lanes = self._models_config, self._config.lanes or cores()
             model = models.load(found.spec, found.files, config.settings_of(name), lanes=lanes)
             if config.self_test:
                 model.check_golden()
             return model, model.warm_up()
 
-        model, warm_up = await asyncio.to_thread(load)
+        model, warm_up = await in_daemon_thread(load, name="load")
         num_bytes = found.files.num_bytes(found.spec.onnx_file)
         return self.add(name, model, warm_up, num_bytes=num_bytes, pinned=pinned)
 
@@ -292,6 +307,7 @@ class Replicas:
         replica = Replica(model, scheduler, settings, num_bytes, pinned, warm_up.fingerprint)
         replica.unused.set()
         self._replicas[name] = replica
+        self.age += 1
         for alias in (name, spec.id, *spec.aliases):
             self._names.setdefault(alias.lower(), name)
         self._statuses[name] = statuses.loaded(
@@ -299,9 +315,6 @@ class Replicas:
             batch_tokens=scheduler.budget.max_tokens,
             num_bytes=num_bytes,
             batch_invariant=warm_up.batch_invariant,
-        )
-        self._observer.model_loaded(
-            spec.id, batch_invariant=warm_up.batch_invariant, waiting_tokens=lambda: scheduler.waiting_tokens
         )
         return replica
 
@@ -324,6 +337,7 @@ class Replicas:
     async def remove(self, name: str) -> None:
         """Unload a model: new requests no longer find it, those that run are answered first."""
         replica = self._replicas.pop(name)
+        self.age += 1
         if name in self._models_config.model or name in self._allowed():
             self._mark(name, state=ModelState.AVAILABLE, created=0)
         else:
@@ -335,7 +349,6 @@ class Replicas:
     async def _close(self, replica: Replica) -> None:
         await asyncio.to_thread(replica.scheduler.close)
         replica.model.backend.close()
-        self._observer.model_unloaded(replica.model.spec.id)
 
     async def close(self) -> None:
         """End the lanes and give back every model's memory."""

@@ -16,7 +16,7 @@ from quiver.engine.pooling import pool
 from quiver.engine.replicas import Replica
 from quiver.engine.watchdog import Watchdog
 from quiver.errors import InvalidInput, TooManyInputs
-from quiver.telemetry.observer import Observer
+from quiver.telemetry.observer import Observer, Work
 from quiver.types import Caller, Encoding, Floats, Input, ModelRequest, Pair, Priority, Timings, Usage
 
 
@@ -30,6 +30,8 @@ class Form:
     """Tokens that each encoding is brought to, with masks; 0: as it is."""
     per_token: bool = False
     unscaled: bool = False
+    is_fresh: bool = False
+    """What is known is not looked up, and nothing is kept."""
 
 
 PLAIN = Form()
@@ -106,25 +108,33 @@ class Runner:
         form: Form = PLAIN,
     ) -> Computed:
         """Return a result for each input. Raises what encoding and the scheduler raise."""
-        start = time.perf_counter()
-        encodings = await self._encode(replica, request, inputs, form)
-        _check_tokens(encodings)
-        encoded = time.perf_counter()
-        if self._known:
-            given = await self._look_up(self._known, replica, request, encodings, caller)
-        else:
-            given = await self._submit(replica, request, encodings, caller)
+        start, request = time.perf_counter(), _in_turn(request, caller)
+        try:
+            encodings = await self._encode(replica, request, inputs, form)
+            _check_tokens(encodings)
+            encoded = time.perf_counter()
+            if self._known and not form.is_fresh:
+                given = await self._look_up(self._known, replica, request, encodings, caller)
+            else:
+                given = await self._submit(replica, request, encodings, caller)
+        except BaseException:
+            self._note_failure(replica, len(inputs), start)
+            raise
         return Computed(given.results, encodings, self._usage(replica, encodings, start, encoded, given))
 
     async def run_together(
         self, replica: Replica, request: ModelRequest, inputs: Sequence[Input], caller: Caller, form: Form
     ) -> tuple[Floats, Usage]:
         """Read all texts as one, and pool each one's tokens -> (B, H): late chunking (Günther et al. 2024)."""
-        start = time.perf_counter()
+        start, request = time.perf_counter(), _in_turn(request, caller)
         tokenizer = replica.model.tokenizer
-        whole, ends = tokenizer.join(await self._encode(replica, request, inputs, form))
-        encoded = time.perf_counter()
-        given = await self._submit(replica, request, [whole], caller)
+        try:
+            whole, ends = tokenizer.join(await self._encode(replica, request, inputs, form))
+            encoded = time.perf_counter()
+            given = await self._submit(replica, request, [whole], caller)
+        except BaseException:
+            self._note_failure(replica, len(inputs), start)
+            raise
         spans = np.concatenate(([tokenizer.num_head], ends))
         usage = self._usage(replica, [whole], start, encoded, given)
         return pool(given.results[0][: ends[-1]], spans, "mean"), usage
@@ -138,6 +148,11 @@ class Runner:
                 f"{count} inputs are more than the {self._config.max_client_batch_size} of one request", param=field
             )
 
+    def _note_failure(self, replica: Replica, inputs: int, start: float) -> None:
+        """Tell of inputs for which there will be no results, be it that their client has left."""
+        spec = replica.model.spec
+        self._observer.inputs_left(spec.id, spec.kind, inputs, time.perf_counter() - start)
+
     def close(self) -> None:
         """End the threads."""
         self.encoders.close()
@@ -148,7 +163,10 @@ class Runner:
         tokenizer, side = replica.model.tokenizer, request.truncate_side
         truncate = self._config.truncate if request.truncate is None else request.truncate
         encode = partial(tokenizer.encode, inputs, truncate=truncate or bool(form.fill), side=side, prompt=form.prompt)
-        encodings: Sequence[Encoding] = await self.encoders.run(encode, size=_size(inputs))
+        size = _size(inputs)
+        encodings: Sequence[Encoding] = (
+            encode() if size <= tokenizer.quick_chars else await self.encoders.run(encode, size=size)
+        )
         if form.fill:
             encodings = tokenizer.fill(encodings, form.fill)
         if form.per_token or form.unscaled:
@@ -200,8 +218,14 @@ class Runner:
             cached=given.cached,
         )
         num_read = usage.num_tokens - sum(len(encodings[i]) for i in given.cached)
-        self._observer.inputs_computed(replica.model.spec.id, len(encodings), num_read, usage.timings)
+        spec = replica.model.spec
+        self._observer.inputs_computed(Work(spec.id, spec.kind, encodings, num_read, timings, given.waits))
         return usage
+
+
+def _in_turn(request: ModelRequest, caller: Caller) -> ModelRequest:
+    """Return a request with the turn that its caller may have."""
+    return replace(request, priority=Priority.BULK) if caller.priority is Priority.BULK else request
 
 
 def _scope(scope: Scope, caller: Caller) -> str:

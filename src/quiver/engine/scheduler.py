@@ -4,7 +4,7 @@
                                       │ condition             │ call_soon_threadsafe
     lanes:                            └──> take ──> compute ──┘
 
-Every accepted ticket is answered exactly once: with its vector, with a typed error, or not at all once its future is
+Every accepted request is answered exactly once: with its vectors, with a typed error, or not at all once its future is
 cancelled. A lane that dies is replaced; one that does not come back ends everything, and everyone is told.
 """
 
@@ -16,10 +16,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import cast
 
-from quiver.capacity import Queue
+from quiver.capacity import Activity, Queue
 from quiver.engine.attempts import Attempts, Compute, Outcome
 from quiver.engine.packing import Budget
+from quiver.engine.phases import Phases
+from quiver.engine.threads import let_loop_go_first
 from quiver.engine.waiting import Capacity, Expected, Group, Ticket, Waiting
 from quiver.engine.watchdog import Watchdog
 from quiver.errors import Closed, DeadlineExceeded, EngineError, LaneDied, Overloaded, QuiverError, Stalled
@@ -90,6 +93,7 @@ class Scheduler:
         self._waiting = Waiting(bounds.tokens_per_second * bounds.lanes)
         self._running: dict[int, list[Ticket]] = {}
         """What each lane is computing."""
+        self._phases = Phases(bounds.lanes)
         self._small: tuple[Budget, float] | None = None
         """A smaller budget, and until when it holds."""
         self._deaths: list[float] = []
@@ -108,15 +112,25 @@ class Scheduler:
         return self._bounds.budget
 
     @property
+    def queue(self) -> Queue:
+        """What waits, and for how long."""
+        waiting, capacity = self._waiting, self._bounds.capacity.tokens
+        seconds = waiting.num_tokens / waiting.rate
+        return Queue(waiting.num_inputs, waiting.num_tokens, capacity, seconds, waiting.rate)
+
+    @property
     def waiting_tokens(self) -> int:
         """Tokens that no lane has taken yet."""
         return self._waiting.num_tokens
 
     @property
-    def queue(self) -> Queue:
-        """What waits, and for how long."""
-        waiting, capacity = self._waiting, self._bounds.capacity.tokens
-        return Queue(waiting.num_inputs, waiting.num_tokens, capacity, waiting.num_tokens / waiting.rate)
+    def activity(self) -> Activity:
+        """What waits and runs at this moment, for the metrics."""
+        with self._changed:
+            waiting, now = self._waiting, time.monotonic()
+            return Activity(
+                waiting.num_inputs, waiting.num_tokens, waiting.overdue(now), self._bounds.lanes, len(self._running)
+            )
 
     @property
     def died(self) -> EngineError | None:
@@ -140,16 +154,18 @@ class Scheduler:
 
         `note_waits` is told the seconds until a lane was free, for each of the inputs.
         """
-        start, future = time.perf_counter(), self._loop.create_future
-        group = Group(caller.id, next(self._numbers), priority, caller.deadline)
-        tickets = [Ticket(encoding, future(), group) for encoding in encodings]
+        if not encodings:
+            return []
+        start, answer = time.perf_counter(), self._loop.create_future()
+        group = Group(caller.id, next(self._numbers), answer, priority, caller.deadline, num_left=len(encodings))
+        tickets = [Ticket(encoding, group) for encoding in encodings]
         self._admit(tickets, caller, priority)
         try:
-            results = await asyncio.gather(*(ticket.future for ticket in tickets))
+            await answer
         finally:
-            self._abandon(tickets)
+            self._abandon(group, tickets)
         note_waits([ticket.taken_at - start for ticket in tickets])
-        return results
+        return [cast(Floats, ticket.result) for ticket in tickets]
 
     def _admit(self, tickets: Sequence[Ticket], caller: Caller, priority: Priority) -> None:
         asked, now = sum(len(ticket.encoding) for ticket in tickets), time.monotonic()
@@ -166,10 +182,11 @@ class Scheduler:
             waiting.push(tickets, now)
             self._changed.notify(len(tickets))
 
-    def _abandon(self, tickets: Sequence[Ticket]) -> None:
+    def _abandon(self, group: Group, tickets: Sequence[Ticket]) -> None:
         """Let go of what is not answered yet: its client has gone, or its time has run out."""
-        for ticket in tickets:
-            ticket.future.cancel()  # does nothing to one that is answered
+        if not group.num_left:
+            return
+        group.answer.cancel()  # does nothing to one that is answered
         if left := [ticket for ticket in tickets if ticket.is_waiting]:
             with self._changed:
                 for ticket in left:
@@ -203,6 +220,7 @@ class Scheduler:
         self._lanes[number].start()
 
     def _lane(self, number: int) -> None:
+        let_loop_go_first()
         try:
             while batch := self._next_batch(number):
                 start = time.monotonic()
@@ -218,38 +236,48 @@ class Scheduler:
     def _note_speed(self, batch: Sequence[Ticket], seconds: float) -> None:
         """Learn how fast batches go, all that is done for them included."""
         with self._changed:
-            self._speed.note(sum(len(ticket.encoding) for ticket in batch), seconds)
+            self._speed.note(_tokens(batch), seconds)
             self._waiting.rate = self._bounds.lanes * self._speed.rate
 
     def _next_batch(self, number: int) -> list[Ticket]:
         """Wait for work and take what fits the budget; nothing means that it is over."""
         with self._changed:
             self._running.pop(number, None)
+            self._phases.end(number)
             while True:
-                batch, late = self._waiting.take_batch(self.budget, time.monotonic())
+                now = time.monotonic()
+                batch, late = self._waiting.take_batch(self._budget_at(now), now)
                 if late:
                     self._answer(late, [DeadlineExceeded("not to be done within its time any more") for _ in late])
                 if batch:
                     self._running[number] = batch
+                    self._phases.begin(number, now + _tokens(batch) / self._speed.rate)
                     break
                 if self._closed:
                     return []
                 if not late:
                     self._changed.wait()
-        now = time.perf_counter()
+        taken_at = time.perf_counter()
         for ticket in batch:
-            ticket.taken_at = now
+            ticket.taken_at = taken_at
         return batch
 
+    def _budget_at(self, now: float) -> Budget:
+        """Return how much a lane takes that is free now: half of it where two lanes of bulk work would end at once."""
+        budget = self.budget
+        if self._waiting.are_all_bulk and self._phases.meet(now, budget.max_tokens / self._speed.rate):
+            return replace(budget, max_tokens=max(1, budget.max_tokens // 2))
+        return budget
+
     def _slowest(self, batch: Sequence[Ticket]) -> float:
-        tokens = sum(len(ticket.encoding) for ticket in batch)
-        return SLOWEST * self._bounds.lanes * tokens / self._waiting.rate
+        return SLOWEST * self._bounds.lanes * _tokens(batch) / self._waiting.rate
 
     def _on_death(self, number: int, error: BaseException) -> None:
         """Answer the dying lane's batch and put another in its place, unless that has been of no use."""
         now, why = time.monotonic(), f"a lane ended with {type(error).__name__}: {error}"
         with self._changed:
             batch = self._running.pop(number, [])
+            self._phases.end(number)
             self._deaths = [death for death in self._deaths if now - death < DEATHS_SECONDS] + [now]
             is_over = self._closed or len(self._deaths) > MAX_DEATHS
         self._observer.lane_died(self._name, why)
@@ -268,8 +296,8 @@ class Scheduler:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(_announce, self.fault, error)
 
-    def _on_computed(self, tokens: int, seconds: float) -> None:
-        self._observer.batch_computed(self._name, tokens, seconds)
+    def _on_computed(self, inputs: int, tokens: int, seconds: float) -> None:
+        self._observer.batch_computed(self._name, inputs, tokens, seconds)
 
     def _on_failed(self, error: QuiverError) -> None:
         self._observer.input_failed(self._name, error.code)
@@ -281,6 +309,10 @@ class Scheduler:
     def _answer(self, batch: Sequence[Ticket], outcomes: Sequence[Outcome]) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(_resolve, batch, outcomes)
+
+
+def _tokens(batch: Sequence[Ticket]) -> int:
+    return sum(len(ticket.encoding) for ticket in batch)
 
 
 def overloaded(model: str, waiting: int, seconds: float) -> Overloaded:
@@ -301,9 +333,13 @@ def _announce(fault: asyncio.Future[EngineError], error: EngineError) -> None:
 
 def _resolve(batch: Sequence[Ticket], outcomes: Sequence[Outcome]) -> None:
     for ticket, outcome in zip(batch, outcomes, strict=True):
-        if ticket.future.done():  # cancelled: its client has gone
+        group = ticket.group
+        if group.answer.done():  # cancelled: its client has gone; or another of its inputs has failed
             continue
         if isinstance(outcome, QuiverError):
-            ticket.future.set_exception(outcome)
-        else:
-            ticket.future.set_result(outcome)
+            group.answer.set_exception(outcome)
+            continue
+        ticket.result = outcome
+        group.num_left -= 1
+        if not group.num_left:
+            group.answer.set_result(None)

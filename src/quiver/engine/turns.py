@@ -79,6 +79,11 @@ class Turns(Generic[T]):
         first = self._first()
         return 0.0 if first is None else max(0.0, now - self._lines[first].key)
 
+    def first_stamp(self) -> float | None:
+        """Return the smallest stamp of all lines' first items; looks at every caller."""
+        heads = [line.items[0] for line in self._lines.values()]
+        return min([stamp for stamp, _, item in heads if not self._is_gone(item)], default=None)
+
     def _first(self) -> str | None:
         """Return the caller whose key is the smallest; drop items that are gone, and keys that hold no longer."""
         while self._keys:

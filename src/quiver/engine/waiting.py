@@ -40,11 +40,15 @@ class Group:
 
     caller: str
     number: int
+    answer: asyncio.Future[None]
+    """Done once each of them has its result, or one of them none."""
     priority: Priority = Priority.INTERACTIVE
     deadline: float = math.inf
     """When it is of no use any more, by the monotonic clock."""
     is_late: bool = False
     """It cannot be done by then, and is given up as a whole."""
+    num_left: int = 0
+    """Tickets without a result."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,8 +56,8 @@ class Ticket:
     """One encoding waiting for its vector."""
 
     encoding: Encoding
-    future: asyncio.Future[Floats]
     group: Group
+    result: Floats | None = None
     stamp: float = 0.0
     """When it is due, by the monotonic clock."""
     is_waiting: bool = False
@@ -63,7 +67,7 @@ class Ticket:
     @property
     def abandoned(self) -> bool:
         """Nobody waits for it any more: its client has gone, or its request is given up."""
-        return self.group.is_late or self.future.done()
+        return self.group.is_late or self.group.answer.done()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,11 @@ class Waiting:
         """Tokens of all tickets."""
         return sum([backlog.tokens for backlog in self._backlogs.values()])
 
+    @property
+    def are_all_bulk(self) -> bool:
+        """Whether nobody waits at the other end for any of it."""
+        return not self._backlogs[Priority.INTERACTIVE].tokens
+
     def expect(self, tokens: int, caller: str, priority: Priority, now: float) -> Expected:
         """Estimate how long a new request of so many tokens would take; nothing where nothing waits."""
         if not self.num_inputs:
@@ -100,6 +109,11 @@ class Waiting:
         # Where as much comes as is computed, others will come before its later inputs.
         pace = 1 + PACE if lag > BUSY_SECONDS else 1
         return Expected(before / self.rate, pace * tokens / self.rate)
+
+    def overdue(self, now: float) -> float:
+        """Return for how long the ticket that is due first has been due, in seconds; it came then, or a little before."""
+        stamps = [stamp for turns in self._turns.values() if (stamp := turns.first_stamp()) is not None]
+        return max(0.0, now - min(stamps, default=now))
 
     def has_room(self, inputs: int, tokens: int, capacity: Capacity) -> bool:
         """Tell whether so much more may wait; where nothing waits, any request may."""
@@ -125,14 +139,15 @@ class Waiting:
         others late.
 
         One that does not fit is passed over by the next few that do and keeps its turn, so that it leads the next
-        batch: hardly any batch is left half empty, and nobody is passed over twice.
+        batch: hardly any batch is left half empty, and nobody is passed over twice. But a batch of interactive tickets
+        is not filled up with bulk ones: who asks for one text beside them waits for one of their batches, not for two.
         """
         batch: list[Ticket] = []
         passed_over: list[Ticket] = []
         late: list[Ticket] = []
         longest = total = 0
         while len(passed_over) < MAX_PASSED_OVER and not budget.is_full(len(batch), total):
-            if (ticket := self._pop()) is None:
+            if (ticket := self._pop(batch[0].group.priority if batch else None)) is None:
                 break
             size = len(ticket.encoding)
             if self._is_late(ticket, now):
@@ -160,9 +175,11 @@ class Waiting:
         group.is_late = others > 0 and now + (len(ticket.encoding) + left) / (2 * self.rate) > group.deadline
         return group.is_late
 
-    def _pop(self) -> Ticket | None:
-        """Take the ticket that is due next."""
-        for turns in self._turns.values():
+    def _pop(self, beside: Priority | None = None) -> Ticket | None:
+        """Take the ticket that is due next, and that may go beside those of a priority."""
+        for priority, turns in self._turns.items():
+            if beside is Priority.INTERACTIVE and priority is Priority.BULK:
+                break
             while ticket := turns.pop():
                 self.forget(ticket)
                 if not ticket.abandoned:

@@ -8,8 +8,7 @@ The event loop is watched like any other thread: at every turn it is asked for a
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -24,8 +23,16 @@ class Work:
     limit_seconds: float
     stalled: Callable[[str], None]
     """Told once, in the watchdog's thread, that it takes longer."""
+    all_works: set["Work"]
+    """Whatever is at work."""
     seconds: float = 0.0
     is_told: bool = False
+
+    def __enter__(self) -> None:
+        self.all_works.add(self)
+
+    def __exit__(self, *_: object) -> None:
+        self.all_works.discard(self)
 
 
 class Watchdog:
@@ -45,15 +52,9 @@ class Watchdog:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    @contextmanager
-    def watching(self, name: str, stalled: Callable[[str], None], *, limit_seconds: float = 0.0) -> Iterator[None]:
-        """Watch what is done meanwhile; it may take `limit_seconds`, and `stall_seconds` in any case."""
-        work = Work(name, max(limit_seconds, self.stall_seconds), stalled)
-        self._works.add(work)
-        try:
-            yield
-        finally:
-            self._works.discard(work)
+    def watching(self, name: str, stalled: Callable[[str], None], *, limit_seconds: float = 0.0) -> Work:
+        """Watch what is done within its `with`; it may take `limit_seconds`, and `stall_seconds` in any case."""
+        return Work(name, max(limit_seconds, self.stall_seconds), stalled, self._works)
 
     @property
     def is_watching(self) -> bool:
@@ -72,7 +73,7 @@ class Watchdog:
                     work.stalled(f"{work.name} has not come back for {work.seconds:.1f} s")
 
     async def __aenter__(self) -> Self:
-        self._loop_work = Work("the event loop", self.stall_seconds, self._loop_stalled)
+        self._loop_work = self.watching("the event loop", self._loop_stalled)
         self._works.add(self._loop_work)
         self._thread.start()
         self._beat(asyncio.get_running_loop(), expected=time.monotonic())

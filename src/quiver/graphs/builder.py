@@ -1,7 +1,7 @@
 """A small writer of ONNX graphs: each method adds nodes and returns the name of what they compute.
 
-Weights stay outside the graph, as the arrays that they are on disk: the graph itself is some kilobytes, and a
-memory-mapped model is shared with the page cache instead of copied.
+Weights stay outside the graph, as the arrays that they are on disk: the graph itself is some kilobytes, and what is
+looked up in a memory-mapped file is shared with the page cache instead of copied (`backends/mapped.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence

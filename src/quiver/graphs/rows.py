@@ -34,6 +34,8 @@ class Rows:
 def lay_rows(lengths: Ints, block: int) -> Rows:
     """Lay inputs of these many tokens, (B,), into the rows that cost least; products add up `block` keys at a time."""
     sizes = lengths.tolist()
+    if len(sizes) == 1:
+        return _alone(sizes[0])
     counts = range(1, min(len(sizes), MAX_ROWS) + 1)
     rows, width = min((_balanced(sizes, count, block) for count in counts), key=_cost)
     cells, segments = np.zeros((width, len(rows)), np.int64), np.full((len(rows), width), EMPTY, np.int64)
@@ -45,6 +47,12 @@ def lay_rows(lengths: Ints, block: int) -> Rows:
             cells[span, row], segments[row, span] = tokens, i
             places[tokens] = np.arange(row * width + begin, row * width + begin + size)
     return Rows(cells, segments, places)
+
+
+def _alone(size: int) -> Rows:
+    """Lay one input into a row of its own."""
+    tokens = np.arange(size)
+    return Rows(tokens[:, None], np.zeros((1, size), np.int64), tokens)
 
 
 _Row = list[tuple[int, int, int]]

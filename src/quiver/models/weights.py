@@ -45,6 +45,15 @@ class _Tensor:
     data: NDArray[np.uint8]  # (bytes,) a view of the mapped file
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where on disk an array lies, byte for byte."""
+
+    file: Path
+    """The file itself, whatever links led to it."""
+    offset: int
+
+
 class Weights(Mapping[str, NDArray[Any]]):
     """Read-only tensors by name. Floating-point ones come as float32: F32 as it lies on disk, others converted on access.
 
@@ -57,13 +66,25 @@ class Weights(Mapping[str, NDArray[Any]]):
         if not names:
             raise LoadError(_no_weights(files))
         self._source = files.root / (SINGLE_WEIGHTS if names == (SINGLE_WEIGHTS,) else WEIGHTS_INDEX)
-        shards = {name: _open(files.path(name)) for name in names}
+        mapped = {name: _map(files.path(name)) for name in names}
+        self._mapped = {files.path(name).resolve(): _span(data) for name, data in mapped.items()}
+        shards = {name: dict(_tensors(files.path(name), data)) for name, data in mapped.items()}
         self._tensors = shards[SINGLE_WEIGHTS] if SINGLE_WEIGHTS in shards else _merge(files, shards)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._tensors:
             raise LoadError(f"{self._source} has no tensor {name!r}, which config.json's architecture needs")
         return _array(name, self._tensors[name])
+
+    def place_of(self, array: NDArray[Any]) -> Place | None:
+        """Tell where an array lies that is a part of one of these files as it stands; None for any other."""
+        start = array.__array_interface__["data"][0]
+        if not (array.flags.c_contiguous and array.nbytes):
+            return None
+        for path, (begin, size) in self._mapped.items():
+            if begin <= start and start + array.nbytes <= begin + size:
+                return Place(path, start - begin)
+        return None
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
@@ -101,7 +122,7 @@ def _merge(files: ModelFiles, shards: Mapping[str, Mapping[str, _Tensor]]) -> di
     return merged
 
 
-def _open(path: Path) -> dict[str, _Tensor]:
+def _map(path: Path) -> NDArray[np.uint8]:
     """Let safetensors check a file, then map it."""
     try:
         if is_lfs_pointer(path):
@@ -114,7 +135,12 @@ def _open(path: Path) -> dict[str, _Tensor]:
         raise LoadError(f"{path} is cut short, corrupt, or not a safetensors file: {error}") from error
     except OSError as error:
         raise LoadError(f"cannot read {path}: {error.strerror or error}") from error
-    return dict(_tensors(path, np.asarray(mapped)))
+    return np.asarray(mapped)
+
+
+def _span(data: NDArray[np.uint8]) -> tuple[int, int]:
+    """Return where in memory a mapped file begins, and its size."""
+    return data.__array_interface__["data"][0], data.nbytes
 
 
 def _tensors(path: Path, mapped: NDArray[np.uint8]) -> Iterator[tuple[str, _Tensor]]:

@@ -30,16 +30,14 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from quiver import __version__
 from quiver.config import ServerConfig
-from quiver.telemetry.observer import Exchange
+from quiver.telemetry.observer import CANCELLED, Exchange
 from quiver.types import Timings
 
 log = structlog.get_logger(__name__)
 
 FLUSH_SECONDS = 3.0
 """How long a stopping server tries to send its last spans."""
-CANCELLED = "cancelled"
 _FAILED = Status(StatusCode.ERROR)
-_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _PARENT = TraceContextTextMapPropagator()
 _WORK = context.create_key("quiver-work")
 
@@ -114,9 +112,8 @@ class OtlpTracer:
 def _finish(span: Span, exchange: Exchange, work: _Work) -> None:
     """Say what a request came to, and let its span go; only a fault that is not the client's makes it a failed one."""
     if span.is_recording():
-        method = exchange.method if exchange.method in _METHODS else "_OTHER"
-        span.update_name(f"{method} {exchange.route}")
-        span.set_attributes({"http.request.method": method, **_came_to(exchange), **_computed(work)})
+        span.update_name(f"{exchange.method} {exchange.route}")
+        span.set_attributes({"http.request.method": exchange.method, **_came_to(exchange), **_computed(work)})
         if exchange.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             span.set_status(_FAILED)
     span.end()

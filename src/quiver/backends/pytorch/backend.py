@@ -11,7 +11,7 @@ from quiver.types import Floats, PackedBatch
 
 CPU_BATCH_TOKENS = 224
 CUDA_BATCH_TOKENS = 16384
-"""Should fill a card; not measured on one."""
+"""Fills an H200 (docs/performance.md): half of it costs a tenth of the rate, more gains nothing."""
 LANES = 2
 """While the host pools one batch, the card computes the next. On two busy cores the second lane was worth a third or
 more of the throughput: torch spreads a product over all cores, but not what lies between two of them."""
@@ -40,17 +40,19 @@ class TorchBackend:
         """Return the result (T, ·), or (B, ·) where it is pooled."""
         try:
             with torch.inference_mode():
-                return _to_host(self._compute(Inputs.of(batch, self._trunk.device)))
+                return _to_host(self._compute(batch))
         except torch.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)  # they hold what was computed so far
             torch.cuda.empty_cache()
             raise MemoryError(f"no memory on the device for {len(batch.ids)} tokens") from error
 
-    def _compute(self, inputs: Inputs) -> Tensor:
+    def _compute(self, batch: PackedBatch) -> Tensor:
+        inputs = Inputs.of(batch, self._trunk.device)
         if self._tail is None:
             return self._trunk.side_by_side(inputs)
         states = self._trunk.padded(inputs) if self.padded else self._trunk.packed(inputs)
-        return self._tail.apply(states, inputs.cu_seqlens)
+        reduce = None if batch.per_token else self._tail.reduce
+        return (reduce or self._tail.apply)(states, inputs.cu_seqlens)
 
     def close(self) -> None:
         """Give back the model's memory."""

@@ -5,7 +5,7 @@ B inputs, T tokens, H hidden, L labels.
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,12 +34,10 @@ class Tail:
     """It gives a row for each input."""
     batch_tokens: int = sys.maxsize
     """Most tokens of a forward pass whose results the host can take."""
+    reduce: Apply | None = None
+    """Makes a row for each input where no input wants its tokens; None leaves that to the host, whose sums have a fixed
+    order."""
 
-
-STATES = Tail(lambda states, _: states, pooled=False)
-"""The states themselves are wanted."""
-WORDS = Tail(lambda logits, _: logits, pooled=False, batch_tokens=1024)
-"""As many numbers for each token as there are words in the vocabulary."""
 
 # A head reads the first token of each input by itself; with one token to an input, that is the one.
 HEADS: dict[str, Head] = {
@@ -54,6 +52,10 @@ HEADS: dict[str, Head] = {
 }
 """By the `model_type` of config.json; of any other architecture, the whole model runs over padded inputs."""
 DECODERS = frozenset({"qwen2", "qwen3"})
+HOST_WORDS_TOKENS, CARD_WORDS_TOKENS = 1024, 4096
+"""Most tokens whose logits of words are held at a time."""
+STATES = Tail(lambda states, _: states, pooled=False)
+"""The states themselves are wanted."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -71,7 +73,7 @@ def pool(states: Tensor, cu_seqlens: Tensor, how: Pooling) -> Tensor:
         case "last_token":
             return states[cu_seqlens[1:] - 1]
         case "mean":
-            return torch.segment_reduce(states.float(), "mean", offsets=cu_seqlens, axis=0).to(states.dtype)
+            return torch.segment_reduce(states.float(), "mean", offsets=cu_seqlens, axis=0)
 
 
 def split(model: Any, files: ModelFiles, spec: ModelSpec, device: str) -> tuple[Any, Tail | None]:
@@ -81,13 +83,33 @@ def split(model: Any, files: ModelFiles, spec: ModelSpec, device: str) -> tuple[
     """
     match spec.kind:
         case "embed":
-            return model, _dense_vectors(files, spec, device) if spec.dense else STATES
+            return model, _dense_vectors(files, spec, device) if spec.dense else _states(spec, device)
         case "sparse":
-            return model, WORDS
+            return model, _words(device)
         case "multi_vector":
             return model, _token_vectors(files, device)
     tail = _yes_minus_no(model, spec.yes_no) if spec.yes_no else _classifier(model)
     return (model.base_model, tail) if tail else (model, None)
+
+
+def _states(spec: ModelSpec, device: str) -> Tail:
+    """Leave the states as they are. A card pools them: to carry them to the host takes longer than to compute them."""
+
+    def reduce(states: Tensor, cu_seqlens: Tensor) -> Tensor:
+        return pool(states, cu_seqlens, spec.pooling)
+
+    return STATES if device == "cpu" else replace(STATES, reduce=reduce)
+
+
+def _words(device: str) -> Tail:
+    """Leave the logits of words as they are: for each token, as many numbers as the vocabulary has words."""
+
+    def reduce(logits: Tensor, cu_seqlens: Tensor) -> Tensor:
+        return torch.segment_reduce(logits.float(), "max", offsets=cu_seqlens, axis=0)
+
+    if device == "cpu":
+        return replace(STATES, batch_tokens=HOST_WORDS_TOKENS)
+    return replace(STATES, batch_tokens=CARD_WORDS_TOKENS, reduce=reduce)
 
 
 def _classifier(model: Any) -> Tail | None:
@@ -97,7 +119,11 @@ def _classifier(model: Any) -> Tail | None:
         return None
     own: Pooling = getattr(model.config, "classifier_pooling", "cls")
     how: Pooling = "last_token" if kind in DECODERS else own
-    return Tail(lambda states, bounds: HEADS[kind](model, pool(states, bounds, how)[:, None]), pooled=True)
+
+    def apply(states: Tensor, cu_seqlens: Tensor) -> Tensor:
+        return HEADS[kind](model, pool(states, cu_seqlens, how).to(states.dtype)[:, None])
+
+    return Tail(apply, pooled=True)
 
 
 def _yes_minus_no(model: Any, yes_no: tuple[int, int]) -> Tail:

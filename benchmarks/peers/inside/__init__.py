@@ -1,0 +1,1 @@
+"""What runs in the environments of the peers: it sees their packages and the standard library, and nothing of Quiver's."""

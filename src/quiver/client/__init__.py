@@ -1,0 +1,63 @@
+"""Clients of a Quiver server, blocking and asynchronous; they need httpx and numpy, and nothing else of Quiver."""
+
+from quiver.client.blocking import Quiver
+from quiver.client.errors import (
+    BadReply,
+    BatchFailed,
+    ConfigError,
+    Forbidden,
+    MissingExtra,
+    NotFound,
+    QuiverError,
+    RateLimited,
+    Refused,
+    ServerFailed,
+    StatusError,
+    TimedOut,
+    Unauthorized,
+    Unavailable,
+    Unreachable,
+)
+from quiver.client.nonblocking import AsyncQuiver
+from quiver.client.results import (
+    Batch,
+    Counts,
+    Download,
+    Health,
+    Model,
+    ModelHealth,
+    Ranked,
+    Token,
+    Usage,
+    Used,
+)
+
+__all__ = [
+    "AsyncQuiver",
+    "BadReply",
+    "Batch",
+    "BatchFailed",
+    "ConfigError",
+    "Counts",
+    "Download",
+    "Forbidden",
+    "Health",
+    "MissingExtra",
+    "Model",
+    "ModelHealth",
+    "NotFound",
+    "Quiver",
+    "QuiverError",
+    "Ranked",
+    "RateLimited",
+    "Refused",
+    "ServerFailed",
+    "StatusError",
+    "TimedOut",
+    "Token",
+    "Unauthorized",
+    "Unavailable",
+    "Unreachable",
+    "Usage",
+    "Used",
+]
