@@ -46,8 +46,16 @@ def test_threads_wait_awake_where_they_are_in_nobodys_way(num_bytes: int, awake:
 
 
 def cores_of(threads: set[int]) -> list[set[int]]:
-    """Return where threads of this process may run."""
-    return sorted((os.sched_getaffinity(thread) for thread in threads), key=min)
+    """Return where threads of this process may run, as far as they still do."""
+    return sorted((cores for thread in threads for cores in cores_of_one(thread)), key=min)
+
+
+def cores_of_one(thread: int) -> list[set[int]]:
+    """Return where a thread may run; nothing if it has ended, which the system may tell a moment after Python does."""
+    try:
+        return [os.sched_getaffinity(thread)]
+    except ProcessLookupError:
+        return []
 
 
 def threads_of_this_process() -> set[int]:
