@@ -31,7 +31,7 @@ from rich.console import Console
 
 from faults.load import Pool, embed
 from quiver import config
-from quiver.backends.sessions import session_options
+from quiver.backends.sessions import session_options, share_arena
 from quiver.bench.workload import Workload
 from quiver.graphs import compile_graph
 from quiver.graphs.builder import MICROSOFT, CompiledGraph
@@ -119,13 +119,16 @@ class Variant:
     """Else ONNX Runtime would put its own operators in the place of plain ones again."""
 
 
+OWN_MEMORY = {"session.use_env_allocators": "0"}
+
 VARIANTS = (
     Variant(NOW),
     Variant("GELU by tanh (another function)", tanh_gelu),
     Variant("GELU of plain operators", plain_gelu, is_optimised=False),
     Variant("LayerNorm of plain operators", plain_norm, is_optimised=False),
     Variant("ONNX Runtime's own rewriting left out", is_optimised=False),
-    Variant("no arena", settings={"enable_cpu_mem_arena": False}),
+    Variant("an arena of its own", entries=OWN_MEMORY),
+    Variant("no arena", settings={"enable_cpu_mem_arena": False}, entries=OWN_MEMORY),
     Variant("memory planned by shape", settings={"enable_mem_pattern": True}),
     Variant("denormal numbers as zero", entries={"session.set_denormal_as_zero": "1"}),
 )
@@ -134,6 +137,7 @@ VARIANTS = (
 def session_of(graph: CompiledGraph, variant: Variant) -> ort.InferenceSession:
     """Start a session of one thread."""
     options = session_options(threads=1)
+    share_arena(options)
     for name, value in variant.settings.items():
         setattr(options, name, value)
     for name, value in variant.entries.items():

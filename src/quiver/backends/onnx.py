@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from quiver.backends.dense import read_dense
 from quiver.backends.mapped import MappedGraph, mapped
-from quiver.backends.sessions import Sessions, cores
+from quiver.backends.sessions import Sessions, cores, share_arena
 from quiver.config import Dtype
 from quiver.errors import LoadError
 from quiver.graphs import compile_graph
@@ -53,7 +53,9 @@ class OnnxBackend:
         self._inputs = graph.inputs
         self._key_block = graph.key_block
         num_bytes = sum(weight.nbytes for weight in graph.weights.values())
-        self._sessions = Sessions(partial(_start, mapped(graph, weights)), num_bytes=num_bytes)
+        found = mapped(graph, weights)
+        self._tables = found.tables  # the sessions read them, and do not keep them
+        self._sessions = Sessions(partial(_start, found), num_bytes=num_bytes)
 
     def forward(self, batch: PackedBatch) -> Floats:
         """Return the graph's result: (T, ·), or (B, ·) where it is pooled."""
@@ -68,6 +70,7 @@ class OnnxBackend:
     def close(self) -> None:
         """Give back the sessions' memory."""
         self._sessions.close()
+        self._tables = {}
 
 
 def load(files: ModelFiles, spec: ModelSpec, *, dtype: Dtype, lanes: int = 0) -> OnnxBackend:
@@ -95,6 +98,7 @@ def _mask(files: ModelFiles) -> int | None:
 
 def _start(graph: MappedGraph, options: ort.SessionOptions) -> ort.InferenceSession:
     graph.add_to(options)
+    share_arena(options)
     try:
         return ort.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises many kinds, all of them about this graph

@@ -7,6 +7,7 @@ for each piece takes a third of a short text's time. Each has a core of its own:
 thread that waits for it, where it then computes instead of beside it, and the pass takes twice as long.
 """
 
+import functools
 import math
 import os
 import threading
@@ -20,6 +21,14 @@ from quiver import cgroups
 
 MAX_BYTES_FOR_TWO = 512 << 20
 """Each session packs the weights for itself; a model that is larger than this has the wide one alone."""
+
+_ARENA = {
+    "max_mem": 0,
+    "arena_extend_strategy": 0,
+    "initial_chunk_size_bytes": -1,
+    "max_dead_bytes_per_chunk": -1,
+}
+"""ONNX Runtime's defaults, of which it wants each to be said: no limit, and each extension twice as large as the last."""
 
 _NO_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc")
 """What ONNX Runtime says in an error of no other kind than most."""
@@ -123,3 +132,18 @@ def session_options(*, threads: int, spin: bool = False, on: Sequence[int] = ())
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     options.add_session_config_entry("session.force_spinning_stop", "1")  # between passes the cores are left to others
     return options
+
+
+def share_arena(options: ort.SessionOptions) -> None:
+    """Let a session compute in the arena of all that do: each of its own would keep what its largest batch took.
+
+    For sessions whose batches are bounded: what a large one took could not be given back beneath another's.
+    """
+    _make_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+
+
+@functools.cache
+def _make_arena() -> None:
+    cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(cpu, ort.OrtArenaCfg(_ARENA))
