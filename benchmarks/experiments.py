@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -117,9 +118,8 @@ class Variant:
     entries: Mapping[str, str] = field(default_factory=dict)
     is_optimised: bool = True
     """Else ONNX Runtime would put its own operators in the place of plain ones again."""
+    shares_arena: bool = True
 
-
-OWN_MEMORY = {"session.use_env_allocators": "0"}
 
 VARIANTS = (
     Variant(NOW),
@@ -127,8 +127,8 @@ VARIANTS = (
     Variant("GELU of plain operators", plain_gelu, is_optimised=False),
     Variant("LayerNorm of plain operators", plain_norm, is_optimised=False),
     Variant("ONNX Runtime's own rewriting left out", is_optimised=False),
-    Variant("an arena of its own", entries=OWN_MEMORY),
-    Variant("no arena", settings={"enable_cpu_mem_arena": False}, entries=OWN_MEMORY),
+    Variant("an arena of its own", shares_arena=False),
+    Variant("no arena", settings={"enable_cpu_mem_arena": False}, shares_arena=False),
     Variant("memory planned by shape", settings={"enable_mem_pattern": True}),
     Variant("denormal numbers as zero", entries={"session.set_denormal_as_zero": "1"}),
 )
@@ -137,7 +137,8 @@ VARIANTS = (
 def session_of(graph: CompiledGraph, variant: Variant) -> ort.InferenceSession:
     """Start a session of one thread."""
     options = session_options(threads=1)
-    share_arena(options)
+    if variant.shares_arena:
+        share_arena(options)
     for name, value in variant.settings.items():
         setattr(options, name, value)
     for name, value in variant.entries.items():
@@ -168,7 +169,7 @@ def forward_ratios(found: Found, rounds: int, num_batches: int) -> dict[str, flo
     for session in sessions.values():
         seconds_of(session, graph, batches[:2])
     for _ in range(rounds):
-        for name, session in sessions.items():
+        for name, session in random.sample(list(sessions.items()), len(sessions)):
             taken[name].append(seconds_of(session, graph, batches))
     return {name: statistics.median(np.divide(taken[NOW], seconds)) for name, seconds in taken.items()}
 
