@@ -126,6 +126,18 @@ def test_no_encoding_is_longer_than_the_model_reads(texts, max_tokens, side):
         assert cut.ids.tolist() == expected.tolist()
 
 
+def test_many_inputs_are_the_same_as_each_alone(folder):
+    """However many there are, of whatever kind, each has its own encoding, in its own place."""
+    whole, words = load(folder), LONG.split()
+    texts = [" ".join(words[: 1 + i % len(words)]) for i in range(2 * tokenizer.TEXTS_AT_ONCE + 1)]
+    inputs = [
+        [3, 4 + i % 5] if i % 7 == 0 else Pair(text, "a dog") if i % 5 == 0 else text for i, text in enumerate(texts)
+    ]
+    together = whole.encode(inputs, truncate=False)
+    alone = [whole.encode([one], truncate=False)[0] for one in inputs]
+    assert [e.ids.tolist() for e in together] == [e.ids.tolist() for e in alone]
+
+
 def test_a_query_is_filled_with_masks(tmp_path):
     """A multi-vector model's query has one length: short ones get masks, long ones keep their end token."""
     tiny = load(checkpoints.make(tmp_path, "bert"), kind="multi_vector", prompts={"query": "[UNK] "})
