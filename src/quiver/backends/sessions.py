@@ -29,6 +29,7 @@ _ARENA = {
     "max_dead_bytes_per_chunk": -1,
 }
 """ONNX Runtime's defaults, of which it wants each to be said: no limit, and each extension twice as large as the last."""
+_ARENA_LOCK = threading.Lock()
 
 _NO_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc")
 """What ONNX Runtime says in an error of no other kind than most."""
@@ -139,7 +140,8 @@ def share_arena(options: ort.SessionOptions) -> None:
 
     For sessions whose batches are bounded: what a large one took could not be given back beneath another's.
     """
-    _make_arena()
+    with _ARENA_LOCK:  # a model's sessions are made in two threads
+        _make_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
 
 
