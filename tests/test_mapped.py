@@ -34,6 +34,7 @@ def test_two_sessions_map_a_table_once(minilm_files: ModelFiles) -> None:
     backend = onnx.load(minilm_files, spec, dtype="float32", lanes=2)
     assert large_mappings_of(file) == before + 1
     backend.close()
+    del backend
     assert large_mappings_of(file) == before
 
 

@@ -54,7 +54,7 @@ class OnnxBackend:
         self._key_block = graph.key_block
         num_bytes = sum(weight.nbytes for weight in graph.weights.values())
         found = mapped(graph, weights)
-        self._tables = found.tables  # the sessions read them, and do not keep them
+        self._tables = found.tables  # read by a pass for as long as it runs, and not kept by its session
         self._sessions = Sessions(partial(_start, found), num_bytes=num_bytes)
 
     def forward(self, batch: PackedBatch) -> Floats:
@@ -70,7 +70,6 @@ class OnnxBackend:
     def close(self) -> None:
         """Give back the sessions' memory."""
         self._sessions.close()
-        self._tables = {}
 
 
 def load(files: ModelFiles, spec: ModelSpec, *, dtype: Dtype, lanes: int = 0) -> OnnxBackend:
