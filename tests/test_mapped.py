@@ -67,7 +67,7 @@ def test_a_table_is_lent_whether_it_lies_in_a_file_or_not(tmp_path: Path, stored
         assert np.array_equal(session.run(None, {"ids": np.array([4, 0])})[0], table[[4, 0]].astype(np.float32))
 
 
-def doubling(*, is_shared: bool) -> ort.InferenceSession:
+def summing(*, is_shared: bool) -> ort.InferenceSession:
     """Start a session that computes as many numbers as it is told, and returns one."""
     given, result = helper.make_tensor_value_info("n", 7, [1]), helper.make_tensor_value_info("result", 1, [])
     nodes = [
@@ -75,7 +75,7 @@ def doubling(*, is_shared: bool) -> ort.InferenceSession:
         helper.make_node("Cos", ["zeros"], ["ones"]),
         helper.make_node("ReduceSum", ["ones"], ["result"], keepdims=0),
     ]
-    graph = helper.make_graph(nodes, "doubling", [given], [result])
+    graph = helper.make_graph(nodes, "summing", [given], [result])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
     options = session_options(threads=1)
     if is_shared:
@@ -86,7 +86,7 @@ def doubling(*, is_shared: bool) -> ort.InferenceSession:
 @pytest.mark.parametrize("is_shared", [True, False])
 def test_what_one_session_took_serves_the_next(*, is_shared: bool) -> None:
     """Of two that share the arena, the second takes no memory for as large a batch; with one of its own, it would."""
-    first, second = doubling(is_shared=is_shared), doubling(is_shared=is_shared)
+    first, second = summing(is_shared=is_shared), summing(is_shared=is_shared)
     first.run(None, {"n": np.array([NUM_FLOATS])})
     before = psutil.Process().memory_info().rss
     second.run(None, {"n": np.array([NUM_FLOATS])})
